@@ -1,0 +1,34 @@
+"""flaxllm: the transformer language models of the literature as pure JAX functions over plain parameter trees.
+
+Names load when they are first used, so that `import flaxllm` costs nothing beyond Python's own start.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Context": "flaxllm.nn",
+    "InputError": "flaxllm.errors",
+    "Model": "flaxllm.models",
+    "Taps": "flaxllm.nn",
+    "default_config": "flaxllm.training",
+    "generate": "flaxllm.decoding",
+    "preset": "flaxllm.models",
+    "train": "flaxllm.training",
+}
+_ROOMS = ("data", "decoding", "errors", "models", "nn", "objectives", "parallel", "training")
+
+__all__ = sorted([*_HOMES, *_ROOMS])
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"flaxllm.{name}")
+    raise AttributeError(f"module 'flaxllm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,3 @@
+"""Text out of a model."""
+
+from flaxllm.decoding.generate import generate

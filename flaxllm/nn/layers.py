@@ -1,0 +1,142 @@
+"""Pure layers: embedding, dense, norms, activations, feed-forward, dropout. Arrays in, arrays out.
+
+Each layer has a function that declares its parameters and one that applies them. Where the derivative of a plain formula
+would keep more values for the backward pass than the mathematics needs (layer norm, GELU), it is given by hand.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flaxllm.nn.context import Context, tap
+from flaxllm.nn.param import Initializer, Param, normal, ones, zeros
+
+
+def dense_specs(
+    inputs: dict[str, int], outputs: dict[str, int], init: Initializer = normal(0.02), bias: bool = True
+) -> dict[str, Param]:
+    """A linear map from the axes `inputs` to the axes `outputs` (name to size)."""
+    sizes = {**inputs, **outputs}
+    specs = {"kernel": Param(tuple(sizes.values()), tuple(sizes), init, tuple(inputs))}
+    if bias:
+        specs["bias"] = Param(tuple(outputs.values()), tuple(outputs), zeros)
+    return specs
+
+
+def dense(params: dict, x: Float[Array, "..."], equation: str, ctx: Context) -> Float[Array, "..."]:
+    """`einsum(equation, x, kernel) + bias`, where a bias is declared."""
+    y = jnp.einsum(equation, x, ctx.cast(params["kernel"]), precision=ctx.precision)
+    return y + ctx.cast(params["bias"]) if "bias" in params else y
+
+
+def embedding_specs(index: str, size: int, width: int, init: Initializer = normal(0.02)) -> Param:
+    """A lookup table of `size` rows; `index` is "vocab" or "positions"."""
+    return Param((size, width), (index, "embed"), init, (index,))
+
+
+def embed(
+    table: Float[Array, "size width"], ids: Int[Array, "batch length"], ctx: Context
+) -> Float[Array, "batch length width"]:
+    """Rows of the table. An id outside of it gives NaN, so that a wrong vocabulary cannot pass for a right one."""
+    return ctx.cast(jnp.take(table, ids, axis=0, mode="fill"))
+
+
+def layer_norm_specs(width: int) -> dict[str, Param]:
+    return {"scale": Param((width,), ("embed",), ones), "bias": Param((width,), ("embed",), zeros)}
+
+
+def layer_norm(params: dict, x: Float[Array, "*batch width"], eps: float, ctx: Context) -> Float[Array, "*batch width"]:
+    """`scale * (x - mean) / sqrt(variance + eps) + bias` over the last axis, in float32 (Ba et al. 2016, eq. 3-4)."""
+    y = _layer_norm(x, params["scale"], params["bias"], eps)
+    return y.astype(x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    return _normalize(x, eps)[0] * scale + bias
+
+
+@_layer_norm.defjvp
+def _layer_norm_derivative(eps: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, scale, bias), (dx, dscale, dbias) = primals, tangents
+    normed, rsqrt = _normalize(x, eps)
+    centred = _widen(dx) - _widen(dx).mean(-1, keepdims=True)
+    dnormed = rsqrt * (centred - normed * (normed * centred).mean(-1, keepdims=True))
+    return normed * scale + bias, dnormed * scale + normed * dscale + dbias
+
+
+def _normalize(x: Array, eps: float) -> tuple[Array, Array]:
+    centred = _widen(x) - _widen(x).mean(-1, keepdims=True)
+    rsqrt = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return centred * rsqrt, rsqrt
+
+
+def _widen(x: Array) -> Array:
+    """At least float32: sums of low-precision numbers are taken in it."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_TANH_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
+_TANH_CUBIC = 0.044715
+
+
+@jax.custom_jvp
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016, section 2), as in GPT-2."""
+    return 0.5 * x * (1.0 + _gelu_gate(x))
+
+
+@gelu_tanh.defjvp
+def _gelu_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    gate = _gelu_gate(x)
+    gate_slope = (1.0 - gate * gate) * _TANH_SLOPE * (1.0 + 3.0 * _TANH_CUBIC * x * x)
+    return 0.5 * x * (1.0 + gate), dx * (0.5 * (1.0 + gate) + 0.5 * x * gate_slope)
+
+
+def _gelu_gate(x: Array) -> Array:
+    return jnp.tanh(_TANH_SLOPE * (x + _TANH_CUBIC * x * x * x))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": gelu_tanh,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def feed_forward_specs(
+    width: int, hidden: int, init: Initializer = normal(0.02), out_init: Initializer | None = None, bias: bool = True
+) -> dict[str, dict]:
+    return {
+        "up": dense_specs({"embed": width}, {"mlp": hidden}, init, bias),
+        "down": dense_specs({"mlp": hidden}, {"embed": width}, out_init or init, bias),
+    }
+
+
+def feed_forward(
+    params: dict, x: Float[Array, "batch length width"], activation: str, ctx: Context
+) -> Float[Array, "batch length width"]:
+    """`down(activation(up(x)))` at each position (Vaswani et al. 2017, eq. 2)."""
+    ctx = ctx.within("mlp")
+    hidden = tap(dense(params["up"], x, "btd,df->btf", ctx), "up", ctx)
+    hidden = tap(ACTIVATIONS[activation](hidden), "activation", ctx)
+    return tap(dense(params["down"], hidden, "btf,fd->btd", ctx), "out", ctx)
+
+
+def dropout(x: Float[Array, "batch *rest"], rate: float, name: str, ctx: Context) -> Float[Array, "batch *rest"]:
+    """Zero each value with probability `rate` and scale the others by `1 / (1 - rate)` (Srivastava et al. 2014).
+
+    The mask of a row depends on the key, the place's name, the layer, and the row's global number alone, so that it is
+    the same wherever the row is computed and no two rows share one. Without a key nothing is dropped.
+    """
+    if rate == 0.0 or ctx.dropout_key is None:
+        return x
+    rows = jnp.arange(x.shape[0]) if ctx.rows is None else ctx.rows
+    key = ctx.key_for(name)
+    kept = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1.0 - rate, x.shape[1:]))(rows)
+    return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))

@@ -1,0 +1,169 @@
+"""The training loop."""
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from flaxllm import nn
+from flaxllm.decoding import generate
+from flaxllm.training.checkpoint import Checkpoints
+from flaxllm.training.config import check_config
+from flaxllm.training.evaluation import bits_per_byte, evaluate
+from flaxllm.training.progress import Progress, peak_flops
+from flaxllm.training.record import write_record
+from flaxllm.training.resume import gather_states, restore_or_start
+from flaxllm.training.setup import Run, make_run
+from flaxllm.training.state import TrainState
+from flaxllm.training.stopping import STOPPED_BY_SIGNAL, check_finite, check_params_finite, stop_requests
+from flaxllm.training.writers import MetricWriter, plot_loss
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Train as the config says, in `workdir`, and return the metrics of the last step.
+
+    A workdir that holds a checkpoint is resumed from it, to the same numbers as if never interrupted.
+
+    Raises:
+      InputError: something in the config, the data or the workdir cannot be used.
+      NonFiniteError: the loss or a gradient became NaN or infinite; the last good checkpoint is kept.
+      SystemExit: with code 143, after SIGTERM and a checkpoint.
+    """
+    check_config(config)
+    workdir = Path(workdir).expanduser().absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    leads = jax.process_index() == 0
+    console = Console(highlight=False, quiet=not leads)
+    run = make_run(config)
+    with (
+        closing(run.stream),
+        Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
+    ):
+        state, step = restore_or_start(config, run, checkpoints, console.print)
+        if leads:
+            write_record(workdir, config, run.split.fingerprint)
+            run.tokenizer.save(workdir)
+        with (
+            MetricWriter(workdir if leads else None, step) as writer,
+            Progress(config.train.num_steps, step, *_speeds(config, run), console=console) as progress,
+            stop_requests() as stop_requested,
+        ):
+            outputs = Outputs(config, run, checkpoints, writer, progress, list(nn.flatten(state.params)))
+            while step < config.train.num_steps:
+                state, metrics = run.train_step(state, run.placement.batch(next(run.stream)))
+                step += 1
+                # The device is at work on this step while the metrics of the one before are read.
+                outputs.finish_pending()
+                outputs.pending = (step, metrics)
+                if stop_requested(step):
+                    outputs.stop(step, state)
+                outputs.write_due(step, state)
+            outputs.finish_pending()
+    if leads:
+        plot_loss(workdir)
+    return outputs.last_metrics
+
+
+@dataclass
+class Outputs:
+    """What comes out of a run: metrics, evaluations, samples and checkpoints. `pending` is a step not yet read."""
+
+    config: ConfigDict
+    run: Run
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    paths: list[str]
+    pending: tuple[int, dict] | None = None
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+    def finish_pending(self, more: dict[str, float] | None = None) -> None:
+        """Read, check, show and write the metrics of the pending step, if there is one, with `more` of that step.
+
+        Raises:
+          NonFiniteError: the step's loss or gradient is not finite.
+        """
+        if self.pending is None:
+            return
+        step, device_metrics = self.pending
+        self.pending = None
+        values = self.run.placement.read(device_metrics)
+        check_finite(step, values, self.paths)
+        metrics = {name: float(value) for name, value in values.items() if name != "finite"}
+        metrics["learning_rate"] = float(self.run.schedule(step - 1))
+        self.last_metrics = metrics | (more or {})
+        self.writer.write(step, self.last_metrics)
+        self.progress.update(step, self.last_metrics)
+
+    def write_due(self, step: int, state: TrainState) -> None:
+        """Evaluate, sample and save where the config asks for it at this step, and after the last."""
+        if self._due("eval_every", step):
+            with self.progress.paused("evaluating"):
+                metrics = self._evaluate(state)
+            self.finish_pending(metrics)
+            if metrics:
+                self.progress.note(f"step {step}: eval loss {metrics['eval/loss']:.4f}")
+        if self._due("sample_every", step):
+            self.finish_pending()
+            with self.progress.paused("sampling"):
+                text = self._sample(state, step)
+            self.writer.write_text(step, "sample", text)
+            self.progress.note(f"step {step}, a sample:\n{text}\n")
+        if self._due("checkpoint_every", step):
+            self.save(step, state)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Write a checkpoint, once the step's loss and the parameters it led to are known to be finite."""
+        self.finish_pending()
+        with self.progress.paused("saving"):
+            check_params_finite(step, state.params, self.paths)
+            metadata = {
+                "config": self.config.to_dict(),
+                "data": gather_states(self.run.stream.state()),
+                "data_fingerprint": self.run.split.fingerprint,
+                "tokenizer": self.run.tokenizer.fingerprint,
+            }
+            self.checkpoints.save(step, self.run.placement.gather(state), metadata)
+
+    def stop(self, step: int, state: TrainState) -> None:
+        """Save and leave with the exit code of a stopped process, so that a scheduler starts the run again."""
+        if step < self.config.train.num_steps:
+            self.save(step, state)
+            self.checkpoints.wait()
+            self.progress.note(f"stopped by SIGTERM: the same command goes on from step {step}")
+            raise SystemExit(STOPPED_BY_SIGNAL)
+
+    def _due(self, key: str, step: int) -> bool:
+        every = self.config.train[key]
+        return bool(every) and (step % every == 0 or step == self.config.train.num_steps)
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        run = self.run
+        terms = evaluate(run.eval_step, state.params, run.eval_batches(), run.placement)
+        if not terms:
+            return {}
+        metrics = {f"eval/{name}": term.sum / term.weight for name, term in terms.items()}
+        return metrics | {"eval/bits_per_byte": bits_per_byte(terms["cross_entropy"].sum, run.split.eval.num_bytes)}
+
+    def _sample(self, state: TrainState, step: int) -> str:
+        run, sample = self.run, self.config.sample
+        prompt = run.tokenizer.encode(sample.prompt)
+        params = run.placement.gather(state.params)
+        key = jax.random.fold_in(jax.random.PRNGKey(self.config.seed), step)
+        new = generate(
+            run.model, params, jax.numpy.asarray(prompt)[None], sample.num_tokens, sample.temperature, key, run.ctx
+        )
+        return run.tokenizer.decode(np.concatenate([prompt, np.asarray(new)[0]]))
+
+
+def _speeds(config: ConfigDict, run: Run) -> tuple[int, float, float | None]:
+    """Tokens a step, operations a step (backward is twice forward), and the operations a second of all devices."""
+    tokens = config.data.batch_size * config.data.max_len
+    peak = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
+    if peak is None or config.precision in ("high", "highest"):
+        return tokens, 3.0 * run.model.matmul_flops(tokens, config.data.max_len), None
+    return tokens, 3.0 * run.model.matmul_flops(tokens, config.data.max_len), peak * jax.device_count()
