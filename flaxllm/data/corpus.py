@@ -1,7 +1,8 @@
 """A source's documents, tokenised once into one flat array, and kept on disk.
 
-An entry of the cache is a folder of .npy files, opened by mmap. It is written under another name and then renamed, so
-that any number of processes may make the same one at once.
+An entry of the cache is a folder with a file of plain numbers for each array, opened by mmap, and their
+digest. It is written under another name and then renamed, so that any number of processes may make the same
+one at once.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class Corpus:
     offsets: np.ndarray  # int64 [documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
     num_bytes: np.ndarray  # int64 [documents]: the length of each document's text in UTF-8
     tokenizer: Tokenizer
-    digest: str  # sha256 over tokens and offsets, in hex
+    digest: str  # sha256 over the three arrays, in hex
 
 
 class _Part(NamedTuple):
@@ -48,12 +50,13 @@ def load_corpus(
 ) -> Corpus:
     """The tokens of a source (see `read_documents`), from the cache where it has them.
 
-    The cache is the folder `cache`, else `$FLAXLLM_CACHE`, else `~/.cache/flaxllm`. An entry is found by the paths,
-    sizes and mtimes of the source's files, the column and the tokenizer; one that is cut short or incomplete is made
-    anew.
+    The cache is the folder `cache`, else `$FLAXLLM_CACHE`, else `~/.cache/flaxllm`. An entry is found by the
+    paths, sizes and mtimes of the source's files, the column and the tokenizer. It is read through once to
+    compare its digest, which takes about a second a gigabyte; one that is damaged is made anew.
 
     Raises:
-      InputError: the source cannot be read (see `read_documents`) or encoded, or the cache cannot be written.
+      InputError: the source cannot be read (see `read_documents`) or encoded, or changes meanwhile, or the
+        cache cannot be written.
     """
     root = Path(cache or os.environ.get("FLAXLLM_CACHE") or "~/.cache/flaxllm").expanduser() / "corpus"
     entry = root / _key(source, column, tokenizer)
@@ -62,15 +65,17 @@ def load_corpus(
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
-        workplace = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root, ignore_cleanup_errors=True) as work:
+            made = Path(work, "entry")
+            made.mkdir()
+            _write(made, read_documents(source, column), tokenizer)
+            if entry.name != _key(source, column, tokenizer):
+                raise InputError(f"source {source!r} changed while it was read: run again when it is done")
+            return _publish(made, entry, tokenizer)
     except OSError as error:
-        raise InputError(f"the cache {root} cannot be written ({error.strerror}): set FLAXLLM_CACHE") from error
-    with workplace as folder:
-        made = Path(folder) / "entry"
-        made.mkdir()
-        _write(made, read_documents(source, column), tokenizer)
-        _publish(made, entry, tokenizer)
-    return _open(entry, tokenizer)
+        raise InputError(
+            f"the cache {root} cannot be written ({error.strerror}): set FLAXLLM_CACHE to a folder with room"
+        ) from error
 
 
 def _key(source: str, column: str, tokenizer: Tokenizer) -> str:
@@ -81,58 +86,66 @@ def _key(source: str, column: str, tokenizer: Tokenizer) -> str:
 def _open(entry: Path, tokenizer: Tokenizer) -> Corpus | None:
     """The corpus of a cache entry, or None where there is none that is whole."""
     try:
-        facts = json.loads((entry / "corpus.json").read_text())
-        tokens, offsets, num_bytes = (
-            np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "num_bytes")
-        )
-        corpus = Corpus(tokens, offsets, num_bytes, tokenizer, facts["digest"])
-        expected = [facts["tokens"], facts["documents"] + 1, facts["documents"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        arrays = _arrays(entry, tokenizer)
+        digest = (entry / "sha256").read_text()
+    except (OSError, ValueError):  # a file is missing, empty, or ends within a number
         return None
-    return corpus if [len(tokens), len(offsets), len(num_bytes)] == expected else None
+    return Corpus(*arrays, tokenizer, digest) if _digest(arrays) == digest else None
 
 
-def _publish(made: Path, entry: Path, tokenizer: Tokenizer) -> None:
-    """Gives a finished entry its name, unless another process was quicker."""
+def _arrays(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
+    dtypes = {"tokens": _dtype(tokenizer), "offsets": "<i8", "num_bytes": "<i8"}
+    return [np.memmap(folder / name, dtype, mode="r") for name, dtype in dtypes.items()]
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def _digest(arrays: list[np.ndarray]) -> str:
+    hasher = hashlib.sha256()
+    for numbers in arrays:
+        hasher.update(numbers)
+    return hasher.hexdigest()
+
+
+def _publish(made: Path, entry: Path, tokenizer: Tokenizer) -> Corpus:
+    """Gives a finished entry its name, unless another process was quicker, and opens the one that has it."""
+    own = _open(made, tokenizer)  # stays open, whatever happens to its name
     try:
         made.rename(entry)
     except OSError:
-        if _open(entry, tokenizer) is None:
+        other = _open(entry, tokenizer)
+        if other is not None:
+            return other
+        with suppress(OSError):  # the entry is damaged; other processes may be replacing it by one like ours
             entry.rename(made.with_name("damaged"))
             made.rename(entry)
+    return own
 
 
 def _write(folder: Path, documents: Iterable[str], tokenizer: Tokenizer) -> None:
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    hasher = hashlib.sha256()
+    dtype = _dtype(tokenizer)
+    ending = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
     offsets, num_bytes = array("q", [0]), array("q")
     size_in_tokens = size_in_bytes = 0
-    with (folder / "tokens.npy").open("wb") as file:
-        _write_header(file, dtype, 0)
+    with (folder / "tokens").open("wb") as file:
         for batch in _batches(_parts(documents, tokenizer.may_cut_at_newlines)):
             for part, ids in zip(batch, tokenizer.encode_batch([part.text for part in batch])):
-                ids = np.concatenate([ids, ending if part.ends_document else []]).astype(dtype)
-                file.write(ids)
-                hasher.update(ids)
+                file.write(ids.astype(dtype))
                 size_in_tokens += len(ids)
                 size_in_bytes += len(part.text.encode())
                 if part.ends_document:
+                    file.write(ending)
+                    size_in_tokens += len(ending)
                     offsets.append(size_in_tokens)
                     num_bytes.append(size_in_bytes)
                     size_in_bytes = 0
-        file.seek(0)
-        _write_header(file, dtype, size_in_tokens)
-    np.save(folder / "offsets.npy", np.array(offsets, "<i8"))
-    np.save(folder / "num_bytes.npy", np.array(num_bytes, "<i8"))
-    hasher.update(np.array(offsets, "<i8"))
-    facts = {"tokens": size_in_tokens, "documents": len(num_bytes), "digest": hasher.hexdigest()}
-    (folder / "corpus.json").write_text(json.dumps(facts))
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
-    """numpy pads the header so that it has the same length for every count."""
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (count,)})
+    if not size_in_tokens:
+        raise InputError("the tokenizer gives no token for any of the text: use another one")
+    np.array(offsets, "<i8").tofile(folder / "offsets")
+    np.array(num_bytes, "<i8").tofile(folder / "num_bytes")
+    (folder / "sha256").write_text(_digest(_arrays(folder, tokenizer)))
 
 
 def _parts(documents: Iterable[str], may_cut: bool) -> Iterator[_Part]:

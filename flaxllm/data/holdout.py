@@ -52,7 +52,7 @@ def split(corpus: Corpus, holdout: str = "tail", eval_fraction: float = 0.1, see
                 f"holding out {eval_fraction} of {len(corpus.num_bytes)} documents by {holdout!r} leaves {name} "
                 "nothing to predict: change eval_fraction or holdout, or use more text"
             )
-    how = [holdout, eval_fraction, seed if holdout == "documents" else None]
+    how = [holdout, float(eval_fraction), seed if holdout == "documents" else None]
     facts = json.dumps([corpus.digest, corpus.tokenizer.fingerprint, *how])
     return Split(train, held_out, hashlib.sha256(facts.encode()).hexdigest())
 
@@ -70,13 +70,14 @@ def _split_tail(corpus: Corpus, eval_fraction: float) -> tuple[Documents, Docume
     cut = start + kept - text_offsets[index]
     if cut == start:
         return _select(corpus, slice(index)), _select(corpus, slice(index, None))
-    text = corpus.tokenizer.decode(corpus.tokens[cut : stop - endings])
-    tail_bytes = min(len(text.encode()), int(corpus.num_bytes[index]))
-    head_bytes = int(corpus.num_bytes[index]) - tail_bytes
+    cut_bytes = int(corpus.num_bytes[index])
+    tail_bytes = min(corpus.tokenizer.num_bytes(corpus.tokens[cut : stop - endings]), cut_bytes)
     before, after = _select(corpus, slice(index)), _select(corpus, slice(index + 1, None))
+    head = np.vstack([before.spans, [[start, cut]]])
+    tail = np.vstack([[[cut, stop]], after.spans])
     return (
-        Documents(corpus.tokens, np.vstack([before.spans, [[start, cut]]]), before.num_bytes + head_bytes),
-        Documents(corpus.tokens, np.vstack([[[cut, stop]], after.spans]), after.num_bytes + tail_bytes),
+        Documents(corpus.tokens, head, before.num_bytes + cut_bytes - tail_bytes),
+        Documents(corpus.tokens, tail, after.num_bytes + tail_bytes),
     )
 
 

@@ -1,13 +1,15 @@
 """Documents cut to the length that a model takes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flaxllm.data.holdout import Documents
 from flaxllm.errors import InputError
 
 
-class Pieces:
-    """A random-access source of int32 arrays of 2 to `piece_len` tokens, each of one document.
+class Pieces(Sequence[np.ndarray]):
+    """int32 arrays of 2 to `piece_len` tokens, each of one document, cut when they are asked for.
 
     Consecutive pieces of a document share one token, so that predicting, within each piece, every token but the first
     predicts every token of a document but its first exactly once. A document of one token gives no piece.

@@ -33,12 +33,14 @@ class Stream:
         self._shards = shards
         self._rows = rows
         # A thread still in grain's native code when the interpreter goes would abort it: this also runs at exit.
-        self._finalizer = weakref.finalize(self, _close, list(iterators.values()))
+        self._finalizer = weakref.finalize(self, _close, iterators)
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Batch:
+        if not self._iterators:
+            raise ValueError("this stream of batches was closed")
         parts = [next(iterator) for iterator in self._iterators.values()]
         batch = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return batch | {"row": np.arange(*self._rows, dtype=np.int32)}
@@ -96,7 +98,7 @@ def train_stream(
     Raises:
       InputError: `shards` does not divide `batch_size`, `rows` cuts a shard, or there is nothing to read.
     """
-    if batch_size % shards:
+    if shards < 1 or batch_size % shards:
         raise InputError(f"batch_size {batch_size} cannot be cut into {shards} shards: use a divisor of it")
     rows_per_shard = batch_size // shards
     _check_rows(rows, batch_size, rows_per_shard)
@@ -147,8 +149,8 @@ def _check_rows(rows: tuple[int, int], batch_size: int, multiple: int) -> None:
     start, stop = rows
     if not 0 <= start < stop <= batch_size or start % multiple or stop % multiple:
         raise InputError(
-            f"rows {start} to {stop} of a batch of {batch_size} cannot be one process's: it takes whole shards, and "
-            f"they have {multiple} rows each"
+            f"rows {start} to {stop} of a batch of {batch_size} cannot be one process's, which takes whole "
+            f"shards of {multiple} rows: let the number of processes divide data.shards"
         )
 
 
@@ -217,6 +219,8 @@ def _derived(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4], "little")
 
 
-def _close(iterators: list[grain.DatasetIterator]) -> None:
-    for iterator in iterators:
+def _close(iterators: dict[int, grain.DatasetIterator]) -> None:
+    for iterator in iterators.values():
         iterator.close()
+    # Left to the interpreter's exit, they would be closed once more, among modules that are gone.
+    iterators.clear()

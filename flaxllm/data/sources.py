@@ -7,14 +7,17 @@ import bz2
 import difflib
 import glob
 import gzip
-import io
 import json
 import lzma
+import os
 import pydoc_data.topics
+import reprlib
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from flaxllm.errors import InputError, did_you_mean
 
@@ -30,7 +33,7 @@ def read_documents(source: str, column: str = "text") -> Iterator[str]:
 
     `source` is "python-docs" (each help topic a document), "python-stdlib" (each source file of the standard library),
     or a path: a text file (one document), a JSONL file (each line's `column`), a folder (its text and JSONL files,
-    recursively, hidden ones left out), or a glob pattern; each of these may be compressed (.gz, .bz2, .xz).
+    recursively, hidden ones left out), or a glob pattern; each file may be compressed (.gz, .bz2, .xz).
 
     Raises:
       InputError: nothing is there, a file is damaged, not UTF-8, or not what its name says, or no document has text.
@@ -47,19 +50,24 @@ def source_stamp(source: str) -> dict:
     """What tells whether a source has changed (json-able): its kind, and each file's path, size and mtime in ns."""
     files = []
     for path in _files(source):
-        stat = path.stat()
-        files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): check the file") from error
+        # Not resolved: the name of a link, not that of its target, says how the text is laid out.
+        files.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
     return {"kind": source if source in EMBEDDED else "files", "files": files}
 
 
 def nearest_path(path: Path, names: Sequence[str] = ()) -> str:
     """The end of a message about a path that leads nowhere: what is nearest to it in its folder and among `names`."""
-    in_folder = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    folder_is_there = os.path.isdir(path.parent)
+    in_folder = os.listdir(path.parent) if folder_is_there and os.access(path.parent, os.R_OK) else []
     near = difflib.get_close_matches(path.name, [*names, *in_folder], n=1)
     if near:
         name = near[0] if near[0] in names else str(path.with_name(near[0]))
         return f"did you mean {name!r}?"
-    where = "" if path.parent.is_dir() else f" (there is no folder {str(path.parent)!r})"
+    where = "" if folder_is_there else f" (there is no folder {str(path.parent)!r})"
     return f"expected {', '.join([*names, 'or a path that exists' if names else 'a path that exists'])}{where}"
 
 
@@ -70,7 +78,7 @@ def _documents(source: str, column: str) -> Iterator[str]:
     for path in _files(source):
         if source == "python-stdlib":
             yield from _library_file(path)
-        elif _format(path) == ".jsonl":
+        elif _suffixes(path)[0] == ".jsonl":
             yield from _json_lines(path, column)
         else:
             yield _text(path)
@@ -82,13 +90,16 @@ def _files(source: str) -> list[Path]:
         return [Path(pydoc_data.topics.__file__)]
     if source == "python-stdlib":
         return _library_files()
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if not source:
+        raise InputError(f"the source is an empty string: expected {', '.join(EMBEDDED)}, or a path")
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         return _folder_files(path)
-    if path.exists():
+    if os.path.exists(path):
         return [path]
     if glob.has_magic(source):
-        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        # A set, because a pattern with more than one ** finds a file once for each way that leads to it.
+        files = sorted({p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()})
         if not files:
             raise InputError(f"pattern {source!r} matches no file: check it, and the folder that it starts from")
         return files
@@ -96,18 +107,13 @@ def _files(source: str) -> list[Path]:
 
 
 def _library_files() -> list[Path]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    return [root / path for path in sorted(paths) if not _NOT_LIBRARY.intersection(path.parts)]
+    files = _walk(Path(sysconfig.get_paths()["stdlib"]), _NOT_LIBRARY.__contains__)
+    return [path for path in files if path.suffix == ".py"]
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = [
-        folder / path
-        for path in sorted(paths)
-        if _format(path) in _FOLDER_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-    ]
+    files = _walk(folder, lambda name: name.startswith("."))
+    files = [path for path in files if _suffixes(path)[0] in _FOLDER_SUFFIXES]
     if not files:
         raise InputError(
             f"folder {str(folder)!r} holds no text: expected files that end in {', '.join(_FOLDER_SUFFIXES)}, or in "
@@ -116,34 +122,52 @@ def _folder_files(folder: Path) -> list[Path]:
     return files
 
 
-def _format(path: Path) -> str:
-    """The suffix that says how the text is laid out, below that of a compression."""
-    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix
+def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:
+    """The files below a folder in the order of their paths; folders that are left out are not looked into."""
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not is_left_out(name)]
+        files += [Path(folder, name) for name in names if not is_left_out(name)]
+    return sorted(path for path in files if path.is_file())
 
 
-def _chunks(path: Path, read: Callable[[io.BufferedIOBase], Iterator[bytes]]) -> Iterator[bytes]:
-    """What `read` takes from the file, with every way in which reading can fail said in one sentence."""
+def _suffixes(path: Path) -> tuple[str, str]:
+    """How the text is laid out and how it is compressed, as its name says, as (".jsonl", ".gz")."""
+    last = path.suffix.lower()
+    return (path.with_suffix("").suffix.lower(), last) if last in _OPENERS else (last, "")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, uncompressed; every way in which opening or reading it can fail is said in one sentence."""
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            yield from read(file)
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        with _OPENERS.get(_suffixes(path)[1], open)(path, "rb") as file:
+            try:
+                yield file
+            except InputError:
+                for _ in file:  # a line may be bad because the file is damaged, which its checksum tells at the end
+                    pass
+                raise
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path} cannot be read ({error.strerror}): check the file") from error
         raise InputError(f"{path} is damaged or cut short ({error}): fetch or write it again") from error
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})" if error.strerror else f"is damaged ({error})"
-        raise InputError(f"{path} {what}: check the file") from error
 
 
-def _decode(data: bytes, path: Path, offset: int = 0) -> str:
+def _decode(data: bytes, path: Path, first_line: int = 1) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
         raise InputError(
-            f"{path} is not UTF-8 at byte {offset + error.start} ({error.reason}): convert it to UTF-8"
+            f"{path}:{line} is not UTF-8 ({error.reason} 0x{data[error.start]:02x}): convert it to UTF-8"
         ) from error
 
 
 def _text(path: Path) -> str:
-    return _decode(b"".join(_chunks(path, lambda file: iter([file.read()]))), path)
+    with _opened(path) as file:
+        data = file.read()
+    return _decode(data, path)
 
 
 def _library_file(path: Path) -> Iterator[str]:
@@ -156,33 +180,31 @@ def _library_file(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
-    offset = 0
-    for number, line in enumerate(_chunks(path, iter), start=1):
-        if line.strip():
-            yield _field(_decode(line, path, offset), column, f"{path}:{number}")
-        offset += len(line)
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _field(_decode(line, path, number), column, f"{path}:{number}")
 
 
 def _field(line: str, column: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where} is not JSON ({error.msg} at character {error.pos}): one object a line is expected"
-        ) from error
+    except (ValueError, RecursionError) as error:  # bad syntax, too many digits, too deep a nest
+        what = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
+        raise InputError(f"{where} is not JSON ({what}): expected one object a line") from error
     if not isinstance(record, dict):
-        raise InputError(f"{where} holds a JSON {type(record).__name__}, where an object was expected")
+        raise InputError(f"{where} holds {reprlib.repr(record)}: expected one object a line")
     if column not in record:
-        raise InputError(
-            f"{where} has no column {column!r} among {', '.join(map(repr, record))}: {did_you_mean(column, record)}"
-        )
+        known = did_you_mean(column, record) if record else "the object is empty"
+        raise InputError(f"{where} has no column {column!r}: {known}")
     text = record[column]
     if not isinstance(text, str):
-        raise InputError(f"{where}: column {column!r} holds a {type(text).__name__}, where a string was expected")
+        raise InputError(f"{where}: column {column!r} holds {reprlib.repr(text)}: expected a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: column {column!r} has half of a surrogate pair at character {error.start}: it is no text"
+            f"{where}: column {column!r} has half of a surrogate pair at character {error.start}, "
+            "which is no text: mend or drop the line"
         ) from error
     return text

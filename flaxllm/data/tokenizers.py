@@ -1,4 +1,4 @@
-"""Text to token ids and back: every tokenizer is one of the `tokenizers` library, and `tokenizer.json` its form on disk.
+"""Text to token ids and back: each tokenizer is one of the `tokenizers` library, and `tokenizer.json` its form on disk.
 
 Text is only ever text: a document that spells "<|endoftext|>" gets the ids of these characters, never the special one.
 """
@@ -21,6 +21,7 @@ from flaxllm.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 NAMED = ("bytes", "chars", "bpe")
 
+_BPE_SIZES = (257, 2**20)  # the least holds the bytes; the trainer sets memory aside for any size it is told
 _EACH_CHARACTER = r"[\s\S]"
 _GPT2_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
@@ -30,6 +31,12 @@ class Tokenizer:
     """A tokenizer of the `tokenizers` library, and what the rest of the house asks of it."""
 
     backend: tokenizers.Tokenizer
+
+    def __post_init__(self):
+        self.backend.encode_special_tokens = True
+
+    def __reduce__(self):
+        return Tokenizer, (self.backend,)  # the library pickles all but `encode_special_tokens`
 
     @cached_property
     def vocab_size(self) -> int:
@@ -83,7 +90,7 @@ class Tokenizer:
             ) from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, special tokens spelt out; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
@@ -94,6 +101,28 @@ class Tokenizer:
         if len(wrong):
             raise InputError(f"there is no token {wrong[0]}: the vocabulary has ids 0 to {self.vocab_size - 1}")
         return self.backend.decode(ids.tolist(), skip_special_tokens=False)
+
+    def num_bytes(self, ids: np.ndarray) -> int:
+        """The length in UTF-8 of the text that the ids spell.
+
+        Where a text is its tokens' bytes one after another it is exact, though a character be cut in two. Of
+        any other tokenizer it is the length of the decoded text.
+        """
+        if self._token_bytes is None:
+            return len(self.decode(ids).encode())
+        return int(self._token_bytes[ids].sum())
+
+    @cached_property
+    def _token_bytes(self) -> np.ndarray | None:
+        """The number of bytes that each id stands for, or None where it depends on the ids around it."""
+        decoder = json.loads(self.backend.to_str())["decoder"] or {"type": None}
+        measures = {"ByteLevel": len, "Fuse": lambda token: len(token.encode())}
+        if decoder["type"] not in measures:
+            return None
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+            sizes[index] = measures[decoder["type"]](token)
+        return sizes
 
     def save(self, path: str | Path) -> None:
         """Writes the file `path`, or `tokenizer.json` in the folder `path` where it does not end in ".json"."""
@@ -116,8 +145,11 @@ def byte_level() -> Tokenizer:
 
 def char_level(documents: Iterable[str]) -> Tokenizer:
     """One id for each distinct character, in the order of their code points, and the last for the end of a text."""
-    characters = sorted(set().union(*documents))
-    backend = tokenizers.Tokenizer(models.WordLevel({char: index for index, char in enumerate(characters)}))
+    characters = set()
+    for document in documents:
+        characters.update(document)
+    vocab = {char: index for index, char in enumerate(sorted(characters))}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab))
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_EACH_CHARACTER), "isolated")
     backend.decoder = decoders.Fuse()
     return _finished(backend)
@@ -129,9 +161,12 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     Raises:
       InputError: `vocab_size` has no room for the bytes, or is more than the documents have merges for.
     """
-    least = 257
-    if vocab_size < least:
-        raise InputError(f"a byte-level BPE of {vocab_size} tokens cannot be: the bytes and {END_OF_TEXT} take {least}")
+    least, most = _BPE_SIZES
+    if not least <= vocab_size <= most:
+        raise InputError(
+            f"a byte-level BPE cannot have {vocab_size} tokens: set vocab_size from {least} (the bytes and "
+            f"{END_OF_TEXT}) to {most}"
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -156,8 +191,8 @@ def load(path: str | Path) -> Tokenizer:
     Raises:
       InputError: there is none, or it is damaged.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise InputError(f"there is no tokenizer {str(path)!r}: {nearest_path(path, NAMED)}")
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.exists():
@@ -168,7 +203,7 @@ def load(path: str | Path) -> Tokenizer:
         raise InputError(f"{file} is not a tokenizer.json that can be read: {error}") from error
     backend.no_truncation()
     backend.no_padding()
-    return _plain_text(backend)
+    return Tokenizer(backend)
 
 
 def make_tokenizer(spec: str, documents: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
@@ -208,11 +243,6 @@ def _load_pair(folder: Path) -> Tokenizer:
 
 def _finished(backend: tokenizers.Tokenizer) -> Tokenizer:
     backend.add_special_tokens([END_OF_TEXT])
-    return _plain_text(backend)
-
-
-def _plain_text(backend: tokenizers.Tokenizer) -> Tokenizer:
-    backend.encode_special_tokens = True
     return Tokenizer(backend)
 
 

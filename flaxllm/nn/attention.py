@@ -1,9 +1,10 @@
 """The one attention function.
 
-The plain einsum form is the oracle that every other implementation is tested against. `"auto"` chooses among them;
-asking for one that cannot serve the call is an error, never a silent fallback.
+The plain einsum form is the oracle that every other implementation is tested against. `"auto"` chooses among
+them; asking for one that cannot serve the call is an error, never a silent fallback.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from flaxllm.errors import InputError, did_you_mean
 from flaxllm.nn.blockwise import blockwise_attention
 from flaxllm.nn.context import Context, tap
 from flaxllm.nn.layers import dropout
-from flaxllm.nn.mask import HIDDEN_SCORE, Mask, check_mask, dense_mask
+from flaxllm.nn.mask import LEAST_SCORE, Mask, check_mask, dense_mask
 
 DENSE_SCORE_BYTES = 2**28  # above this, "auto" no longer writes the scores of one device down
 
@@ -39,6 +40,15 @@ class Call(NamedTuple):
     def shows_weights(self) -> bool:
         return self.ctx.wants("scores") or self.ctx.wants("weights")
 
+    @property
+    def is_plainly_causal(self) -> bool:
+        """The mask is causal, perhaps windowed, by the order of the arrays alone."""
+        return self.mask.causal and not jax.tree.leaves(self.mask)
+
+    @property
+    def drawn_mask(self) -> Bool[Array, "#batch q_len k_len"] | None:
+        return dense_mask(self.mask, self.q.shape[1], self.k.shape[1])
+
 
 def attention(
     q: Float[Array, "batch q_len heads dim"],
@@ -54,28 +64,47 @@ def attention(
 ) -> Float[Array, "batch q_len heads v_dim"]:
     """`softmax(scale * q k^T + bias) v` over the keys that `mask` shows (Vaswani et al. 2017, eq. 1).
 
-    Serves self, cross, grouped-query (`heads` a multiple of `kv_heads`), packed, padded, windowed, biased and cached
-    use. `causal=True` is short for `mask=Mask(causal=True)`. `scale` is `dim ** -0.5` unless given. The softmax is in
-    float32, the result in the dtype of `v`. A query that sees no key gets 0. `ctx.attention` names the implementation.
+    Serves self, cross, grouped-query (`heads` a multiple of `kv_heads`), packed, padded, windowed, biased and
+    cached use. `causal=True` is short for `mask=Mask(causal=True)`. `scale` is `dim ** -0.5` unless given.
+    The softmax is in float32 at least, the result in the dtype of `v`. A query that sees no key gets 0.
+    `ctx.attention` names the implementation.
 
     Raises:
-      InputError: heads that do not divide, a mask that does not fit, or an implementation that cannot serve the call.
+      InputError: shapes or a mask that do not fit, or an implementation that cannot serve the call.
     """
     if causal and mask is not None:
         raise InputError("attention got both causal=True and a mask: write Mask(causal=True, ...) instead")
-    if q.shape[2] % k.shape[2]:
-        raise InputError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads: use a multiple")
     mask = Mask(causal=causal) if mask is None else mask
-    check_mask(mask, q.shape[1], k.shape[1])
+    _check_shapes(q, k, v, bias)
+    check_mask(mask, q.shape[0], q.shape[1], k.shape[1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = Call(q, k, v, mask, bias, scale, dropout_rate, ctx)
     name = _choose(call) if ctx.attention == "auto" else ctx.attention
     if name not in IMPLEMENTATIONS:
-        raise InputError(f"unknown attention implementation {name!r}: {did_you_mean(name, ['auto', *IMPLEMENTATIONS])}")
+        known = did_you_mean(name, ["auto", *IMPLEMENTATIONS])
+        raise InputError(f"unknown attention implementation {name!r}: {known}")
     refusal = REFUSALS[name](call)
     if refusal:
         raise InputError(f"attention implementation {name!r} {refusal}: use 'auto' or 'einsum'")
     return IMPLEMENTATIONS[name](call)
+
+
+def _check_shapes(q: Array, k: Array, v: Array, bias: Array | None) -> None:
+    if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[::3] == k.shape[::3] and k.shape[:3] == v.shape[:3]):
+        raise InputError(
+            f"attention got queries {q.shape}, keys {k.shape} and values {v.shape}: expected "
+            "[batch, q_len, heads, dim], [batch, k_len, kv_heads, dim] and [batch, k_len, kv_heads, v_dim]"
+        )
+    (batch, q_len, heads, _), (_, k_len, kv_heads, _) = q.shape, k.shape
+    if heads % kv_heads:
+        raise InputError(f"{heads} query heads cannot share {kv_heads} key heads: use a multiple")
+    full = (batch, heads, q_len, k_len)
+    if bias is not None and not _broadcasts(bias.shape, full):
+        raise InputError(f"the attention bias has shape {bias.shape}: expected {full}, or 1 for some")
+
+
+def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    return len(shape) == len(full) and all(n in (1, m) for n, m in zip(shape, full, strict=True))
 
 
 def _choose(call: Call) -> str:
@@ -84,7 +113,7 @@ def _choose(call: Call) -> str:
     batch, q_len, heads, _ = call.q.shape
     score_bytes = 4 * batch * heads * q_len * call.k.shape[1]
     if call.ctx.rules is not None:
-        score_bytes //= call.ctx.rules.split("batch") * call.ctx.rules.split("heads")
+        score_bytes //= math.prod(call.ctx.rules.split(axis) for axis in ("batch", "length", "heads"))
     return "blockwise" if score_bytes > DENSE_SCORE_BYTES else "einsum"
 
 
@@ -102,7 +131,7 @@ def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
         scores = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=ctx.precision, preferred_element_type=wide)
         scores = scores.reshape(batch, heads, q_len, k_len)
     scores = scores * call.scale if call.bias is None else scores * call.scale + call.bias
-    seen = dense_mask(call.mask, q_len, k_len)
+    seen = call.drawn_mask
     weights = masked_softmax(tap(scores, "scores", ctx), None if seen is None else seen[:, None])
     weights = tap(weights, "weights", ctx)
     weights = dropout(weights, call.dropout_rate, "weights", ctx).astype(v.dtype)
@@ -116,12 +145,10 @@ def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
 def masked_softmax(
     scores: Float[Array, "batch heads q_len k_len"], seen: Bool[Array, "#batch 1 q_len k_len"] | None
 ) -> Float[Array, "batch heads q_len k_len"]:
-    """Softmax over the keys that are seen, 0 for the others; the backward pass keeps nothing but the result."""
+    """Softmax over the keys that are seen, 0 for the others; the backward pass keeps only the result."""
     if seen is not None:
-        scores = jnp.where(seen, scores, HIDDEN_SCORE)
-    unnormalized = jnp.exp(scores - scores.max(-1, keepdims=True))
-    if seen is not None:
-        unnormalized = jnp.where(seen, unnormalized, 0.0)
+        scores = jnp.where(seen, scores, -jnp.inf)
+    unnormalized = jnp.exp(scores - scores.max(-1, keepdims=True, initial=LEAST_SCORE))
     total = unnormalized.sum(-1, keepdims=True)
     return unnormalized / jnp.where(total == 0.0, 1.0, total)
 
@@ -134,20 +161,22 @@ def _masked_softmax_derivative(primals: tuple, tangents: tuple) -> tuple[Array, 
 
 
 def _library_attention(call: Call, implementation: str) -> Float[Array, "batch q_len heads v_dim"]:
-    """`jax.nn.dot_product_attention`, with the mask drawn and hidden rows set to 0."""
-    seen = dense_mask(call.mask, call.q.shape[1], call.k.shape[1])
+    """`jax.nn.dot_product_attention`. It is told of a plainly causal mask, so that cuDNN can skip what that
+    hides, and shown any other; its queries that see nothing are set to 0."""
+    seen = None if call.is_plainly_causal else call.drawn_mask
+    full = (call.q.shape[1], call.k.shape[1])  # cuDNN takes no bias that is broadcast over these
     out = jax.nn.dot_product_attention(
         call.q,
         call.k,
         call.v,
-        bias=call.bias,
+        bias=None if call.bias is None else jnp.broadcast_to(call.bias, (*call.bias.shape[:2], *full)),
         mask=None if seen is None else seen[:, None],
         scale=call.scale,
+        is_causal=call.is_plainly_causal,
+        local_window_size=(call.mask.window - 1, 0) if call.is_plainly_causal and call.mask.window else None,
         implementation=implementation,
     )
-    if call.mask.hides_whole_rows:
-        out = jnp.where(seen.any(-1)[:, :, None, None], out, 0.0)
-    return out
+    return out if seen is None else jnp.where(seen.any(-1)[:, :, None, None], out, 0.0)
 
 
 def _blockwise(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
@@ -162,12 +191,34 @@ def _refuses_inside(call: Call) -> str | None:
     return None
 
 
+def _refuses_library(call: Call) -> str | None:
+    q, k, v = call.q, call.k, call.v
+    if not q.dtype == k.dtype == v.dtype:
+        return f"needs queries, keys and values of one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
+    if k.shape != v.shape:
+        return f"needs values as wide as keys, not {v.shape[-1]} and {k.shape[-1]}"
+    if call.ctx.precision is not None:
+        return f"cannot be told the precision of its products ({call.ctx.precision})"
+    return _refuses_inside(call)
+
+
 def _refuses_cudnn(call: Call) -> str | None:
-    if jax.default_backend() != "gpu":
-        return f"needs an NVIDIA GPU, and this is {jax.default_backend()}"
+    """The limits that jax 0.10 finds only while it traces, differentiates or compiles."""
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version or float(device.compute_capability) < 8.0:
+        return f"needs an NVIDIA GPU of the Ampere generation or newer, and this is {device.device_kind}"
     if call.q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs bfloat16 or float16 queries, not {call.q.dtype}"
-    return _refuses_inside(call)
+    dim, widest = call.q.shape[-1], 256 if float(device.compute_capability) >= 9.0 else 128
+    if dim % 8 or dim > widest:
+        return f"needs a head_dim that is a multiple of 8 up to {widest} on this GPU, not {dim}"
+    if call.bias is not None and call.bias.dtype != call.q.dtype:
+        return f"needs a bias of the queries' dtype {call.q.dtype}, not {call.bias.dtype}"
+    lengths = (call.q.shape[1], call.k.shape[1])
+    adds_scores = call.bias is not None or not (call.is_plainly_causal or call.drawn_mask is None)
+    if adds_scores and any(length % 2 for length in lengths):
+        return f"needs even lengths where a bias or a mask is drawn, not {lengths[0]} and {lengths[1]}"
+    return _refuses_library(call)
 
 
 IMPLEMENTATIONS = {
@@ -178,7 +229,7 @@ IMPLEMENTATIONS = {
 }
 REFUSALS = {
     "einsum": lambda call: None,
-    "xla": _refuses_inside,
+    "xla": _refuses_library,
     "cudnn": _refuses_cudnn,
     "blockwise": _refuses_inside,
 }

@@ -1,30 +1,34 @@
 """Attention block by block, so that memory grows with the length and not with its square.
 
-The forward pass keeps a running softmax (Milakov and Gimelshein 2018, algorithm 3) and saves only the logarithm of each
-query's total; the backward pass makes the weights again from it (Dao 2023, algorithms 1 and 2). A block that the mask
-hides from every query is not computed.
+The forward pass keeps a running softmax (Milakov and Gimelshein 2018, algorithm 3) and saves only the
+logarithm of each query's total; the backward pass makes the weights again from it (Dao 2023, algorithms 1 and
+2). A block that the mask hides from every query is not computed.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flaxllm.nn.mask import HIDDEN_SCORE, Mask, dense_mask, shows_anything, with_positions
+from flaxllm.nn.mask import LEAST_SCORE, Mask, dense_mask, shows_anything, with_positions
 
+CPU_BLOCK = 256  # there, 512 takes a fifth longer
 BLOCK = 512
+
+Index = Int[Array, ""] | int
 
 
 class Blocks(NamedTuple):
     """The arguments of an attention, cut: `n` blocks of `q` queries and `m` blocks of `k` keys."""
 
-    q: Float[Array, "n batch q kv_heads group dim"]
-    k: Float[Array, "m batch k kv_heads dim"]
-    v: Float[Array, "m batch k kv_heads v_dim"]
+    q: Float[Array, "n batch kv_heads group q dim"]
+    k: Float[Array, "m batch kv_heads k dim"]
+    v: Float[Array, "m batch kv_heads k v_dim"]
     bias: Float[Array, "#n #m #batch #kv_heads #group #q #k"] | None
-    mask: Mask  # its arrays are [n or m, batch, q or k]
+    mask: Mask  # not cut, but filled up to whole blocks
 
 
 def blockwise_attention(
@@ -35,56 +39,56 @@ def blockwise_attention(
     bias: Float[Array, "#batch #heads #q_len #k_len"] | None = None,
     scale: float = 1.0,
     precision: Any = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Array, "batch q_len heads v_dim"]:
-    """`nn.attention` over blocks of at most `block` queries and keys; it has reverse-mode derivatives only."""
+    """`nn.attention` over blocks of at most `block` queries and keys, with reverse-mode derivatives only."""
     batch, q_len, heads, dim = q.shape
     k_len, kv_heads = k.shape[1:3]
-    q_block, k_block = min(block, q_len), min(block, k_len)
+    block = block or (CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK)
+    q_block, k_block = _even_block(q_len, block), _even_block(k_len, block)
     grouped = q.reshape(batch, q_len, kv_heads, heads // kv_heads, dim)
     blocks = Blocks(
-        _cut(grouped, 1, q_block),
-        _cut(k, 1, k_block),
-        _cut(v, 1, k_block),
+        _cut(jnp.einsum("bthgd->bhgtd", grouped), 3, q_block),
+        _cut(jnp.einsum("bshd->bhsd", k), 2, k_block),
+        _cut(jnp.einsum("bshd->bhsd", v), 2, k_block),
         None if bias is None else _cut_bias(bias, kv_heads, q_block, k_block),
-        _cut_mask(mask, q_len, k_len, q_block, k_block),
+        _fill_mask(mask, q_len, k_len, q_block, k_block),
     )
-    out = _attention(blocks, scale, precision)
-    return jnp.moveaxis(out, 0, 1).reshape(batch, -1, heads, v.shape[-1])[:, :q_len]
+    out = jnp.einsum("nbhgqd->bnqhgd", _attention(blocks, scale, precision))
+    out = out.reshape(batch, -1, *out.shape[3:])[:, :q_len]
+    return out.reshape(batch, q_len, heads, v.shape[-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _attention(blocks: Blocks, scale: float, precision: Any) -> Float[Array, "n batch q kv_heads group v_dim"]:
+def _attention(
+    blocks: Blocks, scale: float, precision: Any
+) -> Float[Array, "n batch kv_heads group q v_dim"]:
     return _forward(blocks, scale, precision)[0]
 
 
 def _forward(blocks: Blocks, scale: float, precision: Any) -> tuple[Array, tuple]:
-    batch, q_block, kv_heads, group = blocks.q.shape[1:5]
-    wide = jnp.promote_types(blocks.q.dtype, jnp.float32)
-    rows = (batch, kv_heads, group, q_block)
-    start = (jnp.full(rows, HIDDEN_SCORE, wide), jnp.zeros(rows, wide), jnp.zeros((*rows, blocks.v.shape[-1]), wide))
+    einsum = _widening_einsum(blocks, precision)
 
-    def attend(i: Int[Array, ""]) -> tuple[Array, Array]:
-        def add(softmax: tuple[Array, Array, Array], j: Int[Array, ""]) -> tuple[tuple, None]:
+    def attend(i: Index) -> tuple[Array, Array]:
+        def add(softmax: tuple[Array, Array, Array], j: Index) -> tuple[Array, Array, Array]:
             best, total, out = softmax
+            scores = _scores(blocks, i, j, scale, einsum)
+            new_best = jnp.maximum(best, scores.max(-1))
+            shrink = jnp.exp(best - new_best)
+            weights = jnp.exp(scores - new_best[..., None])
+            values = einsum("bhgqk,bhkd->bhgqd", weights.astype(blocks.v.dtype), blocks.v[j])
+            return new_best, total * shrink + weights.sum(-1), out * shrink[..., None] + values
 
-            def more() -> tuple[Array, Array, Array]:
-                scores, seen = _scores(blocks, i, j, scale, precision)
-                new_best = jnp.maximum(best, scores.max(-1))
-                shrink = jnp.exp(best - new_best)
-                weights = _hide(jnp.exp(scores - new_best[..., None]), seen, 0.0)
-                values = jnp.einsum(
-                    "bhgqk,bkhd->bhgqd", weights.astype(blocks.v.dtype), blocks.v[j],
-                    precision=precision, preferred_element_type=wide,
-                )  # fmt: skip
-                return new_best, total * shrink + weights.sum(-1), out * shrink[..., None] + values
+        def add_if_seen(softmax: tuple[Array, Array, Array], j: Index) -> tuple[tuple, None]:
+            return _if_seen(blocks, i, j, lambda: add(softmax, j), softmax), None
 
-            return jax.lax.cond(shows_anything(_mask_at(blocks.mask, i, j)), more, lambda: softmax), None
-
-        (best, total, out), _ = jax.lax.scan(add, start, jnp.arange(len(blocks.k)))
+        # Made from the arrays, so that inside a mesh it is laid out as they are.
+        out = jnp.zeros_like(einsum("bhgqd,bhkv->bhgqv", blocks.q[i], blocks.v[0]))
+        total = jnp.zeros_like(out[..., 0])
+        best = jnp.full_like(total, LEAST_SCORE)
+        (best, total, out), _ = jax.lax.scan(add_if_seen, (best, total, out), jnp.arange(len(blocks.k)))
         total = jnp.where(total == 0.0, 1.0, total)
-        out = (out / total[..., None]).astype(blocks.v.dtype)
-        return jnp.moveaxis(out, 3, 1), best + jnp.log(total)
+        return (out / total[..., None]).astype(blocks.v.dtype), best + jnp.log(total)
 
     out, log_total = jax.lax.map(attend, jnp.arange(len(blocks.q)))
     return out, (blocks, out, log_total)
@@ -92,60 +96,69 @@ def _forward(blocks: Blocks, scale: float, precision: Any) -> tuple[Array, tuple
 
 def _backward(scale: float, precision: Any, saved: tuple, dout: Array) -> tuple[Blocks]:
     blocks, out, log_total = saved
-    wide = log_total.dtype
-    einsum = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    delta = (out.astype(wide) * dout.astype(wide)).sum(-1).transpose(0, 1, 3, 4, 2)
+    einsum = _widening_einsum(blocks, precision)
+    delta = (out.astype(log_total.dtype) * dout.astype(log_total.dtype)).sum(-1)
 
-    def pull(totals: tuple[Array, Array], i: Int[Array, ""]) -> tuple[tuple, tuple]:
-        dout_i = dout[i].astype(blocks.v.dtype)
-
-        def one_block(j: Int[Array, ""]) -> tuple[Array, Array, Array, Array | None]:
-            scores, seen = _scores(blocks, i, j, scale, precision)
-            weights = _hide(jnp.exp(scores - log_total[i][..., None]), seen, 0.0)
-            dv = einsum("bhgqk,bqhgd->bkhd", weights.astype(dout_i.dtype), dout_i)
-            dscores = weights * (einsum("bqhgd,bkhd->bhgqk", dout_i, blocks.v[j]) - delta[i][..., None])
+    def pull(totals: tuple[Array, Array], i: Index) -> tuple[tuple, tuple]:
+        def derivatives(j: Index) -> tuple[Array, Array, Array, Array | None]:
+            weights = jnp.exp(_scores(blocks, i, j, scale, einsum) - log_total[i][..., None])
+            dv = einsum("bhgqk,bhgqd->bhkd", weights.astype(dout.dtype), dout[i])
+            dscores = weights * (einsum("bhgqd,bhkd->bhgqk", dout[i], blocks.v[j]) - delta[i][..., None])
             low = dscores.astype(blocks.q.dtype)
-            dq = scale * einsum("bhgqk,bkhd->bqhgd", low, blocks.k[j])
-            dk = scale * einsum("bhgqk,bqhgd->bkhd", low, blocks.q[i])
+            dq = scale * einsum("bhgqk,bhkd->bhgqd", low, blocks.k[j])
+            dk = scale * einsum("bhgqk,bhgqd->bhkd", low, blocks.q[i])
             return dq, dk, dv, None if blocks.bias is None else _sum_to(dscores, blocks.bias.shape[2:])
 
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one_block, i))
+        nothing = jax.tree.map(jnp.zeros_like, derivatives(0))
 
-        def add(dq: Array, j: Int[Array, ""]) -> tuple[Array, tuple]:
-            visible = shows_anything(_mask_at(blocks.mask, i, j))
-            more, *others = jax.lax.cond(visible, lambda: one_block(j), lambda: nothing)
+        def add_if_seen(dq: Array, j: Index) -> tuple[Array, tuple]:
+            more, *others = _if_seen(blocks, i, j, lambda: derivatives(j), nothing)
             return dq + more, tuple(others)
 
-        dq, (dk, dv, dbias) = jax.lax.scan(add, nothing[0], jnp.arange(len(blocks.k)))
+        dq, (dk, dv, dbias) = jax.lax.scan(add_if_seen, nothing[0], jnp.arange(len(blocks.k)))
         return (totals[0] + dk, totals[1] + dv), (dq, dbias)
 
-    zeros = tuple(jnp.zeros(x.shape, wide) for x in (blocks.k, blocks.v))
+    zeros = tuple(jnp.zeros_like(x, log_total.dtype) for x in (blocks.k, blocks.v))
     (dk, dv), (dq, dbias) = jax.lax.scan(pull, zeros, jnp.arange(len(blocks.q)))
     if dbias is not None:
         dbias = _sum_to(dbias, blocks.bias.shape).astype(blocks.bias.dtype)
-    dq, dk, dv = (d.astype(x.dtype) for d, x in zip((dq, dk, dv), blocks, strict=False))
+    dq, dk, dv = dq.astype(blocks.q.dtype), dk.astype(blocks.k.dtype), dv.astype(blocks.v.dtype)
     return (Blocks(dq, dk, dv, dbias, None),)
 
 
 _attention.defvjp(_forward, _backward)
 
 
+def _widening_einsum(blocks: Blocks, precision: Any) -> Callable[..., Array]:
+    """Products of blocks, summed and kept in float32 at least."""
+    wide = jnp.promote_types(blocks.q.dtype, jnp.float32)
+    return partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+
+
 def _scores(
-    blocks: Blocks, i: Int[Array, ""], j: Int[Array, ""], scale: float, precision: Any
-) -> tuple[Float[Array, "batch kv_heads group q k"], Bool[Array, "#batch 1 1 q k"] | None]:
-    """The scores of one block, hidden ones set low, and which of them are seen (None: all)."""
+    blocks: Blocks, i: Index, j: Index, scale: float, einsum: Callable[..., Array]
+) -> Float[Array, "batch kv_heads group q k"]:
+    """The scores of one block, -inf where the mask hides a key."""
     q, k = blocks.q[i], blocks.k[j]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = scale * jnp.einsum("bqhgd,bkhd->bhgqk", q, k, precision=precision, preferred_element_type=wide)
+    scores = scale * einsum("bhgqd,bhkd->bhgqk", q, k)
     if blocks.bias is not None:
-        scores = scores + blocks.bias[jnp.minimum(i, blocks.bias.shape[0] - 1), jnp.minimum(j, blocks.bias.shape[1] - 1)]
-    seen = dense_mask(_mask_at(blocks.mask, i, j), q.shape[1], k.shape[1])
-    seen = None if seen is None else seen[:, None, None]
-    return _hide(scores, seen, HIDDEN_SCORE), seen
+        n, m = blocks.bias.shape[:2]
+        scores = scores + blocks.bias[jnp.minimum(i, n - 1), jnp.minimum(j, m - 1)]
+    seen = dense_mask(_mask_at(blocks, i, j), q.shape[-2], k.shape[-2])
+    return scores if seen is None else jnp.where(seen[:, None, None], scores, -jnp.inf)
 
 
-def _hide(x: Array, seen: Array | None, value: float) -> Array:
-    return x if seen is None else jnp.where(seen, x, value)
+def _mask_at(blocks: Blocks, i: Index, j: Index) -> Mask:
+    def block_of(x: Array, number: Index, size: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis=1)
+
+    q_block, k_block = blocks.q.shape[-2], blocks.k.shape[-2]
+    return blocks.mask.map(lambda x: block_of(x, i, q_block), lambda x: block_of(x, j, k_block))
+
+
+def _if_seen(blocks: Blocks, i: Index, j: Index, compute: Callable[[], tuple], otherwise: tuple) -> tuple:
+    """What a block adds, computed only if some of its queries may see some of its keys."""
+    return jax.lax.cond(shows_anything(_mask_at(blocks, i, j)), compute, lambda: otherwise)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
@@ -153,48 +166,36 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum([axis for axis, size in enumerate(shape) if size == 1], keepdims=True)
 
 
-def _cut(x: Array, axis: int, size: int, mode: str = "constant") -> Array:
-    """`axis` in blocks of `size`, filled up at the end; the block's number is the new leading axis."""
+def _even_block(length: int, block: int) -> int:
+    """The size of the fewest blocks that `length` can be cut into, alike so that little is filled up."""
+    return -(-length // -(-length // block))
+
+
+def _cut(x: Array, axis: int, size: int) -> Array:
+    """`axis` in blocks of `size`, filled up with zeros; the block's number is the new leading axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % size)
-    padded = jnp.pad(x, padding, mode=mode)
+    padded = jnp.pad(x, padding)
     blocks = padded.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(blocks, axis, 0)
 
 
 def _cut_bias(bias: Array, kv_heads: int, q_block: int, k_block: int) -> Array:
     heads = bias.shape[1]
-    grouped = bias.reshape(bias.shape[0], *((1, 1) if heads == 1 else (kv_heads, heads // kv_heads)), *bias.shape[2:])
+    groups = (1, 1) if heads == 1 else (kv_heads, heads // kv_heads)
+    grouped = bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
     by_key = _cut(grouped, 4, 1 if bias.shape[3] == 1 else k_block)
     return _cut(by_key, 4, 1 if bias.shape[2] == 1 else q_block)
 
 
-def _cut_mask(mask: Mask, q_len: int, k_len: int, q_block: int, k_block: int) -> Mask:
-    """The mask with its arrays in blocks; the keys that fill up the last block are hidden."""
+def _fill_mask(mask: Mask, q_len: int, k_len: int, q_block: int, k_block: int) -> Mask:
+    """The mask over whole blocks: the keys that fill up the last one are not valid."""
     mask = with_positions(mask, q_len, k_len)
     if k_len % k_block and mask.key_valid is None:
         mask = mask.replace(key_valid=jnp.ones((1, k_len), bool))
 
-    def cut(x: Array | None, size: int, mode: str = "edge") -> Array | None:
-        return None if x is None else _cut(x, 1, size, mode)
+    def fill(x: Array, block: int) -> Array:
+        # Repeating the last position or segment leaves the range of the block as it is.
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), mode="constant" if x.dtype == bool else "edge")
 
-    return mask.replace(
-        query_positions=cut(mask.query_positions, q_block),
-        key_positions=cut(mask.key_positions, k_block),
-        query_segments=cut(mask.query_segments, q_block),
-        key_segments=cut(mask.key_segments, k_block),
-        key_valid=cut(mask.key_valid, k_block, "constant"),
-    )
-
-
-def _mask_at(mask: Mask, i: Int[Array, ""], j: Int[Array, ""]) -> Mask:
-    def at(x: Array | None, index: Int[Array, ""]) -> Array | None:
-        return None if x is None else x[index]
-
-    return mask.replace(
-        query_positions=at(mask.query_positions, i),
-        key_positions=at(mask.key_positions, j),
-        query_segments=at(mask.query_segments, i),
-        key_segments=at(mask.key_segments, j),
-        key_valid=at(mask.key_valid, j),
-    )
+    return mask.map(lambda x: fill(x, q_block), lambda x: fill(x, k_block))

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,13 +15,13 @@ from flaxllm.decoding import generate
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
 from flaxllm.training.evaluation import bits_per_byte, evaluate
-from flaxllm.training.progress import Progress, peak_flops
+from flaxllm.training.progress import Progress, peak_flops, say
 from flaxllm.training.record import write_record
 from flaxllm.training.resume import gather_states, restore_or_start
 from flaxllm.training.setup import Run, make_run
 from flaxllm.training.state import TrainState
 from flaxllm.training.stopping import STOPPED_BY_SIGNAL, check_finite, check_params_finite, stop_requests
-from flaxllm.training.writers import MetricWriter, plot_loss
+from flaxllm.training.writers import METRICS_FILE, MetricWriter, plot_loss, read_metrics
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         closing(run.stream),
         Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
     ):
-        state, step = restore_or_start(config, run, checkpoints, console.print)
+        state, step = restore_or_start(config, run, checkpoints, partial(say, console))
         if leads:
             write_record(workdir, config, run.split.fingerprint)
             run.tokenizer.save(workdir)
@@ -65,6 +66,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             outputs.finish_pending()
     if leads:
         plot_loss(workdir)
+        return outputs.last_metrics or _last_recorded(workdir)
     return outputs.last_metrics
 
 
@@ -158,6 +160,12 @@ class Outputs:
             run.model, params, jax.numpy.asarray(prompt)[None], sample.num_tokens, sample.temperature, key, run.ctx
         )
         return run.tokenizer.decode(np.concatenate([prompt, np.asarray(new)[0]]))
+
+
+def _last_recorded(workdir: Path) -> dict[str, float]:
+    """The metrics of the last step of a run that was finished before."""
+    record = read_metrics(workdir / METRICS_FILE)[-1]
+    return {name: value for name, value in record.items() if name != "step"}
 
 
 def _speeds(config: ConfigDict, run: Run) -> tuple[int, float, float | None]:

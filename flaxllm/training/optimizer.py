@@ -56,7 +56,9 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, specs: dict) -> optax
     if config.name not in OPTIMIZERS:
         raise InputError(f"unknown optimizer.name {config.name!r}: {did_you_mean(config.name, OPTIMIZERS)}")
     optimizer = OPTIMIZERS[config.name](config, schedule, specs)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
+    # One structure of the state with and without clipping, so that a run can change it when it resumes.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optimizer)
 
 
 def decay_mask(specs: dict) -> dict:

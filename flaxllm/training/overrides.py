@@ -1,12 +1,13 @@
 """Changing a config by dotted key: the command line gives text, a sweep gives values, and both are checked the same."""
 
+import difflib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference
 
-from flaxllm.errors import InputError, did_you_mean
+from flaxllm.errors import InputError
 
 _PARSERS = {
     bool: flags.BooleanParser(),
@@ -23,6 +24,16 @@ def dotted_keys(config: ConfigDict) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in dotted_keys(value))
         else:
             yield name
+
+
+def key_type(config: ConfigDict, key: str) -> type:
+    """The type of a dotted key's values, besides None where it may be empty.
+
+    Raises:
+      InputError: there is no such key.
+    """
+    section, name = _find(config, key)
+    return section.get_type(name)
 
 
 def parse_override(config: ConfigDict, key: str, text: str) -> object:
@@ -66,12 +77,26 @@ def _find(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
         section = [known for known in dotted_keys(config) if known.startswith(f"{key}.")]
         if section:
             raise InputError(f"config.{key} is a section: set one of its keys, such as config.{section[0]}")
-        near = did_you_mean(f"config.{key}", (f"config.{known}" for known in dotted_keys(config)))
-        raise InputError(f"there is no config.{key}: {near}")
+        raise InputError(f"there is no config.{key}: {_hint(config, key)}")
     *path, name = key.split(".")
     for part in path:
         config = config[part]
     return config, name
+
+
+def _hint(config: ConfigDict, key: str) -> str:
+    """The key with the nearest last part, or else the names that can stand where the key first goes wrong."""
+    names = {known: known.rpartition(".")[2] for known in dotted_keys(config)}
+    near = difflib.get_close_matches(key.rpartition(".")[2], names.values(), n=1)
+    alike = [known for known, name in names.items() if name in near]
+    if alike:
+        return f"did you mean 'config.{difflib.get_close_matches(key, alike, n=1, cutoff=0.0)[0]}'?"
+    prefix = "config"
+    for part in key.split("."):
+        if not isinstance(config.get(part), ConfigDict):
+            break
+        prefix, config = f"{prefix}.{part}", config[part]
+    return f"expected one of: {', '.join(f'{prefix}.{name}' for name in config)}"
 
 
 def _may_be_none(section: ConfigDict, name: str) -> bool:

@@ -103,9 +103,8 @@ class Progress:
             self._print_plain(now)
 
     def note(self, text: str) -> None:
-        """Print lines that stay, above the live line; characters that could steer a terminal are replaced."""
-        shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-        self._console.print(Text(shown), soft_wrap=True)
+        """Print lines that stay, above the live line."""
+        say(self._console, text)
 
     @contextlib.contextmanager
     def paused(self, activity: str) -> Iterator[None]:
@@ -174,6 +173,12 @@ class Progress:
 
     def _room_for_bar(self, fields: dict[str, str]) -> int:
         return self._console.width - sum(len(_GAP + text) for text in fields.values())
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is, unwrapped; characters that could steer a terminal are replaced."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    console.print(Text(shown), soft_wrap=True)
 
 
 def format_loss(loss: float) -> str:

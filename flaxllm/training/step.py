@@ -67,7 +67,7 @@ def eval_step(params: dict, batch: Batch, objective: Objective, ctx: Context, re
 
 def finite_leaves(tree: dict) -> Bool[Array, "leaves"]:
     """For each tensor, in the order of `flatten`, whether its sum of squares is finite."""
-    return jnp.stack([jnp.isfinite(jnp.vdot(x, x)) for x in flatten(tree).values()])
+    return jnp.stack([jnp.isfinite(jnp.square(x).sum()) for x in flatten(tree).values()])
 
 
 def _cut(x: Array, micro_batches: int) -> Array:

@@ -14,7 +14,7 @@ from flaxllm.nn import Context
 from flaxllm.objectives import causal_lm, means
 from flaxllm.parallel import make_mesh, mesh_placement, pmap_placement
 from flaxllm.parallel.placement import Placement
-from flaxllm.training.optimizer import make_optimizer
+from flaxllm.training.optimizer import OPTIMIZERS, make_optimizer
 from flaxllm.training.state import TrainState, make_state
 from flaxllm.training.step import eval_step, train_step
 
@@ -27,12 +27,14 @@ def placements(model: Model) -> dict[str, Placement]:
     return {"one": mesh_placement(make_mesh("data:1", jax.devices()[:1]), specs), "pmap": pmap_placement(), **meshes}
 
 
-def run(placement: Placement, model: Model, batch: dict, config, micro_batches: int, num_steps: int = 3) -> tuple:
+def run(
+    placement: Placement, model: Model, batch: dict, config, micro_batches: int, num_steps: int = 3, **objective
+) -> tuple:
     """The logical state after a few steps on the same batch, and each step's metrics."""
     optimizer = make_optimizer(config, lambda _: config.learning_rate, model.param_specs())
     step = partial(
         train_step,
-        objective=causal_lm(model, batch["tokens"].shape[1]),
+        objective=causal_lm(model, batch["tokens"].shape[1], **objective),
         optimizer=optimizer,
         ctx=Context(rules=placement.rules),
         micro_batches=micro_batches,
@@ -47,6 +49,17 @@ def run(placement: Placement, model: Model, batch: dict, config, micro_batches: 
     return jax.tree.map(np.asarray, placement.gather(state)), history
 
 
+_REFERENCES: dict[tuple, tuple] = {}
+
+
+def on_one_device(model: Model, batch: dict, config) -> tuple:
+    """What `run` gives on a single device, compiled once for all the tests that compare with it."""
+    key = (model, config.to_json())
+    if key not in _REFERENCES:
+        _REFERENCES[key] = run(placements(model)["one"], model, batch, config, micro_batches=1)
+    return _REFERENCES[key]
+
+
 @pytest.fixture
 def sgd_like(optimizer_config):
     # Adam turns the rounding noise of a tiny gradient into a whole step; a large eps keeps steps proportional.
@@ -54,15 +67,16 @@ def sgd_like(optimizer_config):
     return optimizer_config
 
 
-@pytest.mark.parametrize("name", ["pmap", *MESHES])
-@pytest.mark.parametrize(("micro_batches", "dropout"), [(1, 0.0), (2, 0.2)])
+@pytest.mark.parametrize(
+    ("name", "micro_batches", "dropout"),
+    [("pmap", 1, 0.0), ("pmap", 2, 0.2), (MESHES[1], 1, 0.0), *((mesh, 2, 0.2) for mesh in MESHES)],
+)
 def test_every_placement_gives_the_single_devices_numbers(
     name, micro_batches, dropout, tiny_model, ragged_batch, sgd_like
 ):
     model = with_dropout(tiny_model, dropout)
-    ways = placements(model)
-    state, history = run(ways["one"], model, ragged_batch, sgd_like, micro_batches=1)
-    other_state, other_history = run(ways[name], model, ragged_batch, sgd_like, micro_batches)
+    state, history = on_one_device(model, ragged_batch, sgd_like)
+    other_state, other_history = run(placements(model)[name], model, ragged_batch, sgd_like, micro_batches)
     for metrics, others in zip(history, other_history, strict=True):
         for key in ("loss", "cross_entropy", "accuracy", "gradient_norm"):
             np.testing.assert_allclose(others[key], metrics[key], rtol=2e-5, err_msg=key)
@@ -82,14 +96,12 @@ def test_the_gradient_is_that_of_the_sum_over_the_sum_of_weights(tiny_model, rag
     start = make_state(tiny_model.init, make_optimizer(sgd_like, lambda _: 0.0, tiny_model.param_specs()), seed=3)
     batch = {key: jnp.asarray(value) for key, value in ragged_batch.items()}
 
-    def loss(params):
-        total = sum(
-            objective.terms(params, jax.tree.map(lambda x: x[row : row + 1], batch), Context())["loss"].sum
-            for row in range(16)
-        )
-        return total / ragged_batch["weights"].sum()
+    @jax.jit
+    def gradient_of(row):
+        return jax.grad(lambda params: objective.terms(params, row, Context())["loss"].sum)(start.params)
 
-    gradient = jax.grad(loss)(start.params)
+    rows = [gradient_of({key: value[row : row + 1] for key, value in batch.items()}) for row in range(16)]
+    gradient = jax.tree.map(lambda *parts: sum(parts) / ragged_batch["weights"].sum(), *rows)
     moved = jax.tree.map(lambda old, new: old - new, start.params, state.params)
     jax.tree.map(lambda g, m: np.testing.assert_allclose(m, g, rtol=1e-3, atol=2e-6), gradient, moved)
 
@@ -111,9 +123,8 @@ def test_eval_counts_every_row_once_in_every_placement(tiny_model, ragged_batch)
 def test_dropout_changes_with_the_step_and_not_with_the_run(tiny_model, ragged_batch, sgd_like):
     sgd_like.update(learning_rate=0.0)
     model = with_dropout(tiny_model, 0.3)
-    one = placements(model)["one"]
-    _, history = run(one, model, ragged_batch, sgd_like, 1)
-    _, again = run(one, model, ragged_batch, sgd_like, 1)
+    _, history = on_one_device(model, ragged_batch, sgd_like)
+    _, again = run(placements(model)["one"], model, ragged_batch, sgd_like, micro_batches=1)
     losses = [float(metrics["loss"]) for metrics in history]
     assert len(set(losses)) == 3
     assert losses == [float(metrics["loss"]) for metrics in again]
@@ -127,20 +138,41 @@ def test_non_finite_gradients_are_pointed_out_by_tensor(tiny_model, ragged_batch
     broken["final_norm/scale"] = broken["final_norm/scale"].at[0].set(jnp.inf)
     step = partial(train_step, objective=causal_lm(tiny_model, 12), optimizer=optimizer, ctx=Context(),
                    micro_batches=1, reduce=placement.reduce)  # fmt: skip
-    _, metrics = step(state.replace(params=nn.unflatten(broken)), placement.batch(ragged_batch))
+    _, metrics = jax.jit(step)(state.replace(params=nn.unflatten(broken)), placement.batch(ragged_batch))
     assert metrics["finite"].shape == (len(broken),) and not metrics["finite"].all()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_every_optimizer_takes_the_single_devices_steps_on_a_mesh(name, tiny_model, ragged_batch, optimizer_config):
+    optimizer_config.update(name=name, learning_rate=1e-3, clip_norm=1.0)
+    _, history = on_one_device(tiny_model, ragged_batch, optimizer_config)
+    _, others = run(placements(tiny_model)[MESHES[1]], tiny_model, ragged_batch, optimizer_config, micro_batches=1)
+    losses, other_losses = ([float(metrics["loss"]) for metrics in h] for h in (history, others))
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-4)
+    assert losses[-1] < losses[0]
+
+
+def test_a_chunked_loss_is_the_same_on_a_mesh(tiny_model, ragged_batch, sgd_like):
+    _, history = on_one_device(tiny_model, ragged_batch, sgd_like)
+    for name in MESHES[1:]:
+        _, others = run(placements(tiny_model)[name], tiny_model, ragged_batch, sgd_like, micro_batches=1, max_logit_bytes=1000)
+        np.testing.assert_allclose(*([m["loss"] for m in h] for h in (others, history)), rtol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_both_steps_lower_for_accelerators(platform, dtype, tiny_model, ragged_batch, sgd_like):
+@pytest.mark.parametrize("name", ["one", "pmap", "data:2,fsdp:2,model:2"])
+def test_both_steps_lower_for_accelerators(platform, dtype, name, tiny_model, ragged_batch, sgd_like):
     model = with_dropout(tiny_model, 0.1)
+    placement = placements(model)[name]
     optimizer = make_optimizer(sgd_like, lambda _: 0.1, model.param_specs())
-    parts = dict(objective=causal_lm(model, 12), ctx=Context(compute_dtype=dtype), reduce=lambda tree: tree)
-    state = jax.eval_shape(lambda: make_state(model.init, optimizer, 0))
-    train = jax.jit(partial(train_step, optimizer=optimizer, micro_batches=2, **parts))
-    evaluate = jax.jit(partial(eval_step, **parts))
-    for traced in (train.trace(state, ragged_batch), evaluate.trace(state.params, ragged_batch)):
+    ctx = Context(compute_dtype=dtype, rules=placement.rules)
+    parts = dict(objective=causal_lm(model, 12), ctx=ctx, reduce=placement.reduce)
+    batch = placement.batch(ragged_batch)
+    state = jax.eval_shape(lambda: placement.place(make_state(model.init, optimizer, 0)))
+    train = placement.compile(partial(train_step, optimizer=optimizer, micro_batches=2, **parts), returns_state=True)
+    evaluate = placement.compile(partial(eval_step, **parts), returns_state=False)
+    for traced in (jax.jit(train).trace(state, batch), jax.jit(evaluate).trace(state.params, batch)):
         assert "stablehlo.dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 

@@ -1,0 +1,204 @@
+"""The command line: flags, errors in one sentence, and the hand-over to `flaxllm.training`.
+
+A flag is defined for each key of the loaded config, with absl: `ml_collections.config_flags` parses values while it
+defines flags, so that its errors are tracebacks, and it knows no key that is near to a wrong one.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+
+import flaxllm
+from flaxllm.errors import InputError, did_you_mean
+
+TEXTS = ("config", "workdir", "slurm")
+SWITCHES = ("dry_run", "sweep", "distributed", "help")
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+TRAIN_HELP = """\
+Trains a language model as an experiment file describes. The same command again
+resumes where it stopped.
+
+usage: {command} --config=FILE[:ARGUMENT] --workdir=FOLDER [flags]
+
+  --config=FILE[:ARGUMENT]  the experiment: a Python file with get_config()
+  --config.KEY=VALUE        change a key: --config.optimizer.learning_rate=3e-4
+  --workdir=FOLDER          where checkpoints, metrics and samples go
+  --dry_run                 only show parameters, devices, memory and operations
+  --sweep                   train each run that the file's sweep(add) adds
+  --slurm=OPTION:VALUE,...  train in Slurm jobs: --slurm=partition:gpu,timeout_min:60
+  --distributed             join the run's other processes, which are found under
+                            Slurm, MPI, Kubernetes and on TPU pods; elsewhere set
+                            JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES
+                            and JAX_PROCESS_ID
+  --help                    show this
+
+examples:
+  {command} --config=experiments/quickstart.py --workdir=runs/quickstart
+  {command} --config=experiments/quickstart.py --config.mesh=fsdp:4 --dry_run
+  {command} --config=experiments/shakespeare_char.py:input.txt \\
+      --workdir=runs/rates --sweep
+"""
+
+HELP = """\
+Transformer language models as pure JAX functions.
+
+usage: flaxllm COMMAND [flags]
+
+  train       train a model as an experiment file describes
+
+`flaxllm COMMAND --help` shows a command's flags, `flaxllm --version` the version.
+"""
+
+
+def launch(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`python launch.py`: train, and exit."""
+    _exit_with(lambda: _train(_given(arguments), "python launch.py"))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`flaxllm`: run the named command, and exit."""
+    _exit_with(lambda: _main(_given(arguments)))
+
+
+def _given(arguments: Sequence[str] | None) -> list[str]:
+    return sys.argv[1:] if arguments is None else list(arguments)
+
+
+def _exit_with(run: Callable[[], int]) -> NoReturn:
+    """Exit with what `run` returns; what a person did wrong is one line, what we did wrong keeps its traceback."""
+    try:
+        code = run()
+    except InputError as error:
+        code = _complain(f"error: {error}", BAD_INPUT)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", INTERRUPTED)
+    sys.exit(code)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(" ".join(sentence.splitlines()), file=sys.stderr)
+    return code
+
+
+def _main(arguments: list[str]) -> int:
+    commands = {"train": lambda rest: _train(rest, "flaxllm train")}
+    name, *rest = arguments or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if name == "--version":
+        print(f"flaxllm {flaxllm.__version__}")
+        return 0
+    if name not in commands:
+        raise InputError(f"flaxllm has no command {name!r}: {did_you_mean(name, commands)}")
+    return commands[name](rest)
+
+
+def _train(arguments: list[str], command: str) -> int:
+    values = _train_flags()
+    rest = _parse(values, arguments, known_only=True)
+    if values.help:
+        print(TRAIN_HELP.format(command=command), end="")
+        return 0
+    _check_given(values, rest)
+    from flaxllm.training import NonFiniteError, cluster, dry_run, experiment, sweep, train
+
+    if values.distributed and values.slurm is None:  # else it is the jobs that join each other
+        cluster.start_distributed()
+    loaded = experiment.load_experiment(values.config)
+    config = _overridden(loaded.config, arguments)
+    trials = sweep.plan_sweep(loaded, config) if values.sweep else []
+    if values.dry_run:
+        dry_run.dry_run(config)
+        sweep.show_plan(trials)
+        return 0
+    workdir = experiment.make_workdir(values.workdir)
+    if values.slurm is not None:
+        options = cluster.parse_slurm(values.slurm)
+        done = sweep.run_on_slurm(trials, config, workdir, options, values.distributed)
+    elif values.sweep:
+        done = sweep.run_sweep(trials, workdir)
+    else:
+        try:
+            train(config, workdir)
+        except NonFiniteError as error:
+            return _complain(f"error: {error}", FAILED)
+        done = True
+    return 0 if done else FAILED
+
+
+def _train_flags(keys: Mapping[str, bool] | None = None) -> flags.FlagValues:
+    """The flags of `train`, and one for each key of the config, of which `keys` says whether it is a switch."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for name in TEXTS:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    for name in SWITCHES:
+        flags.DEFINE_boolean(name, False, "", flag_values=values, short_name="h" if name == "help" else None)
+    for name, is_switch in (keys or {}).items():
+        flag = flags.Flag(flags.ArgumentParser(), None, name, None, "", boolean=is_switch)
+        flags.DEFINE_flag(flag, values)
+    return values
+
+
+def _parse(values: flags.FlagValues, arguments: list[str], known_only: bool = False) -> list[str]:
+    """Parse into `values`, and return what is left: positional arguments and, with `known_only`, unknown flags."""
+    try:
+        rest = values(["flaxllm", *arguments], known_only)[1:]
+    except flags.UnrecognizedFlagError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        raise InputError(f"{str(error).partition(': ')[0]} cannot be: expected true or false") from error
+    except (flags.Error, ValueError) as error:
+        raise InputError(f"{error} (--help shows all flags)") from error
+    for name in TEXTS:
+        if (values[name].value or "").startswith("--"):
+            raise InputError(f"--{name} needs a value: it is followed by {values[name].value}")
+    return rest
+
+
+def _check_given(values: flags.FlagValues, rest: list[str]) -> None:
+    """Raise InputError if a flag that must be given is missing, naming the one that was misspelt in its place."""
+    if values.config and (values.workdir or values.dry_run):
+        return
+    for before, argument in zip(["", *rest], rest, strict=False):
+        is_value = before.startswith("--config.") and "=" not in before
+        if argument.startswith("-") and not is_value and not argument.startswith(("--config.", "--noconfig.")):
+            raise _unknown_flag(argument.lstrip("-").partition("=")[0])
+    if not values.config:
+        raise InputError("--config is missing: name an experiment file, such as --config=experiments/quickstart.py")
+    raise InputError("--workdir is missing: name the run's folder, such as --workdir=runs/first")
+
+
+def _overridden(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """The config with what `--config.KEY=VALUE` changes."""
+    from flaxllm.training.overrides import dotted_keys, key_type, parse_override, with_changes
+
+    keys = list(dotted_keys(config))
+    values = _train_flags({f"config.{key}": key_type(config, key) is bool for key in keys})
+    try:
+        rest = _parse(values, arguments)
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname.removeprefix("no")
+        if name.startswith("config."):
+            key_type(config, name.removeprefix("config."))  # raises where there is no such key
+            raise InputError(f"{name} is no switch: write --{name}=VALUE") from error
+        raise _unknown_flag(error.flagname, keys) from error
+    if rest:
+        raise InputError(f"{rest[0]!r} belongs to no flag: write --name=value (--help shows all flags)")
+    texts = {key: values[f"config.{key}"] for key in keys}
+    return with_changes(
+        config, {key: parse_override(config, key, flag.value) for key, flag in texts.items() if flag.present}
+    )
+
+
+def _unknown_flag(name: str, keys: Iterable[str] = ()) -> InputError:
+    known = [f"--{known}" for known in (*TEXTS, *SWITCHES, *(f"config.{key}" for key in keys))]
+    near = difflib.get_close_matches(f"--{name}", known, n=1)
+    hint = did_you_mean(f"--{name}", near) if near else "--help shows all flags"
+    return InputError(f"there is no flag --{name}: {hint}")
