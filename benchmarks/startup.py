@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from measure import conditions, report, spread
 
-from flaxllm import nn
 from flaxllm.models import preset
 from flaxllm.nn import Context
 from flaxllm.objectives import causal_lm

@@ -135,7 +135,6 @@ def _train(arguments: list[str], command: str) -> int:
 def _train_flags(keys: Mapping[str, bool] | None = None) -> flags.FlagValues:
     """The flags of `train`, and one for each key of the config, of which `keys` says whether it is a switch."""
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)
     for name in TEXTS:
         flags.DEFINE_string(name, None, "", flag_values=values)
     for name in SWITCHES:

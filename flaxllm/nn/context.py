@@ -4,6 +4,7 @@ A `Context` is a small frozen pytree handed down through every layer. The defaul
 dtype: without a key there is no dropout.
 """
 
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,10 @@ class Rules:
         table = dict(self.axes)
         return PartitionSpec(*(table.get(name) or None for name in names))
 
-    def split(self, name: str) -> int:
-        """Into how many parts the logical axis `name` is cut."""
-        size = 1
-        for axis in dict(self.axes).get(name, ()):
-            size *= self.mesh.shape[axis]
-        return size
+    def split(self, name: str, size: int = 0) -> int:
+        """Into how many parts the logical axis `name` is cut; one of a `size` that they do not divide stays whole."""
+        parts = math.prod(self.mesh.shape[axis] for axis in dict(self.axes).get(name, ()))
+        return 1 if size % parts else parts
 
 
 class Replacement(struct.PyTreeNode):

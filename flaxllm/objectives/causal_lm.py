@@ -26,7 +26,8 @@ def causal_lm(
             params, batch["tokens"], positions=batch["positions"], segments=batch["segments"], ctx=ctx
         ).hidden
         rows, length = batch["tokens"].shape
-        parts = 1 if ctx.rules is None else ctx.rules.split("batch") * ctx.rules.split("vocab")
+        vocab_size = model.config.vocab_size
+        parts = 1 if ctx.rules is None else ctx.rules.split("batch") * ctx.rules.split("vocab", vocab_size)
         return cross_entropy(
             lambda h: model.unembed(params, h, ctx=ctx),
             hidden,
@@ -34,7 +35,7 @@ def causal_lm(
             batch["weights"],
             z_loss,
             label_smoothing,
-            chunks_needed(-(-rows // parts), length, model.config.vocab_size, max_logit_bytes),
+            chunks_needed(-(-rows // parts), length, vocab_size, max_logit_bytes),
         )
 
     def weights(batch: Batch) -> dict[str, jnp.ndarray]:

@@ -14,6 +14,7 @@ import jax
 from rich.console import Console
 
 from flaxllm.errors import InputError, did_you_mean
+from flaxllm.training.console import say
 
 # What --slurm takes: sbatch's options by submitit's names. "cluster:local" runs the jobs on this machine, to try it.
 SLURM_OPTIONS: dict[str, type] = {
@@ -53,7 +54,7 @@ def start_distributed() -> None:
         raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}: write host:port, the same for every process")
     processes, index = _number_in("JAX_NUM_PROCESSES"), _number_in("JAX_PROCESS_ID")
     if processes is not None and index is not None and not index < processes:
-        raise InputError(f"JAX_PROCESS_ID is {index}: it must lie between 0 and {processes - 1} (JAX_NUM_PROCESSES - 1)")
+        raise InputError(f"JAX_PROCESS_ID is {index}: JAX_NUM_PROCESSES allows 0 to {processes - 1}")
     if address and index:
         _wait_for(address)
     try:
@@ -139,7 +140,7 @@ def run_jobs(
         raise InputError(f"--slurm could not submit ({message}): start it where sbatch works") from error
     ids = ", ".join(job.job_id for job in jobs)
     told = f"submitted {ids}; their output is in {logs}; waiting (if interrupted, they go on)"
-    console.print(told, soft_wrap=True, markup=False)
+    say(console, told)
     failed = [job for job in jobs if job.exception() is not None]
     for job in failed:
         print(f"job {job.job_id} failed: see {job.paths.stderr}", file=sys.stderr)

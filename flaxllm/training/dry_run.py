@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -26,11 +25,11 @@ from flaxllm.objectives import Objective
 from flaxllm.parallel import MESH_AXES, parse_mesh, tree_shardings
 from flaxllm.parallel.mesh import ACTIVATION_RULES, param_spec
 from flaxllm.training.config import check_config
+from flaxllm.training.console import lead_console, show_table
 from flaxllm.training.setup import check_choices, make_context, make_recipe, vocabulary_size
 from flaxllm.training.state import make_state
 
 _LOGIT_ARRAYS = 3
-_PIPE_WIDTH = 1000  # characters, so that no line is cut
 
 
 class Plan(NamedTuple):
@@ -51,12 +50,9 @@ def dry_run(config: ConfigDict, console: Console | None = None) -> None:
       InputError: whatever in the config cannot be.
     """
     plan = make_plan(config)
-    console = console or Console(highlight=False, quiet=jax.process_index() > 0)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = console or lead_console()
     for table in (_parameter_table(plan), _step_table(plan, config), _memory_table(plan)):
-        table.box = SIMPLE_HEAD if console.is_terminal else None
-        console.print(table)
+        show_table(console, table)
         console.print()
 
 
@@ -205,7 +201,7 @@ def _parameter_table(plan: Plan) -> Table:
 
 def _step_table(plan: Plan, config: ConfigDict) -> Table:
     devices, tokens = plan.mesh.size, config.data.batch_size * config.data.max_len
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "no axis"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"
     here = "" if devices == jax.device_count() else f" ({jax.device_count():,} here)"
     table = _table("step", "")
     table.add_row("placement", f"{config.placement}: {mesh}")

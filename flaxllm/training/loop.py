@@ -8,14 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from flaxllm import nn
 from flaxllm.decoding import generate
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
+from flaxllm.training.console import lead_console, say
 from flaxllm.training.evaluation import bits_per_byte, evaluate
-from flaxllm.training.progress import Progress, peak_flops, say
+from flaxllm.training.experiment import make_workdir
+from flaxllm.training.progress import Progress, peak_flops
 from flaxllm.training.record import write_record
 from flaxllm.training.resume import gather_states, restore_or_start
 from flaxllm.training.setup import Run, make_run
@@ -35,10 +36,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       SystemExit: with code 143, after SIGTERM and a checkpoint.
     """
     check_config(config)
-    workdir = Path(workdir).expanduser().absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_workdir(workdir)
     leads = jax.process_index() == 0
-    console = Console(highlight=False, quiet=not leads)
+    console = lead_console()
     run = make_run(config)
     with (
         closing(run.stream),

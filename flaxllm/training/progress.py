@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flaxllm.training.console import say
+
 _REFRESHES_PER_SECOND = 4
 _PLAIN_LINE_EVERY = 30.0  # seconds
 _SMOOTHING = 20.0  # seconds; the time over which the shown rate forgets
@@ -173,12 +175,6 @@ class Progress:
 
     def _room_for_bar(self, fields: dict[str, str]) -> int:
         return self._console.width - sum(len(_GAP + text) for text in fields.values())
-
-
-def say(console: Console, text: str) -> None:
-    """Print a text as it is, unwrapped; characters that could steer a terminal are replaced."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    console.print(Text(shown), soft_wrap=True)
 
 
 def format_loss(loss: float) -> str:

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from flaxllm.errors import InputError
 from flaxllm.training.cluster import run_jobs
 from flaxllm.training.config import check_config
+from flaxllm.training.console import lead_console, say, show_table
 from flaxllm.training.experiment import Experiment, errors_of, make_workdir
 from flaxllm.training.loop import train
 from flaxllm.training.overrides import with_changes
@@ -37,7 +37,6 @@ STATUS_FILE = "status.json"
 DONE = "done"
 
 _LONGEST_NAME = 100
-_PIPE_WIDTH = 1000  # characters, so that no line is cut
 
 
 class Trial(NamedTuple):
@@ -82,9 +81,9 @@ def run_sweep(trials: Sequence[Trial], workdir: Path, console: Console | None = 
     Raises:
       SystemExit: with code 143, after SIGTERM.
     """
-    console = console or Console(highlight=False, quiet=jax.process_index() > 0)
+    console = console or lead_console()
     for index, trial in enumerate(trials):
-        console.print(f"run {index + 1} of {len(trials)}: {trial.name}", soft_wrap=True, markup=False)
+        say(console, f"run {index + 1} of {len(trials)}: {trial.name}")
         run_trial(trials, index, workdir)
     return report(trials, workdir, console)
 
@@ -92,9 +91,9 @@ def run_sweep(trials: Sequence[Trial], workdir: Path, console: Console | None = 
 def run_on_slurm(
     trials: Sequence[Trial], config: ConfigDict, workdir: Path, options: dict[str, Any], distributed: bool
 ) -> bool:
-    """Train each run, or `config` itself where there is none, in a job of its own, and wait; whether all got through."""
+    """Train each run, or `config` itself where there is none, in a job of its own, and wait; whether all went well."""
     check_config(config)
-    console = Console(highlight=False)
+    console = lead_console()
     functions = [partial(run_trial, trials, index, workdir) for index in range(len(trials))]
     functions = functions or [partial(train, config, workdir)]
     returned = run_jobs(functions, workdir / "slurm", options, distributed, console)
@@ -103,9 +102,9 @@ def run_on_slurm(
 
 def show_plan(trials: Sequence[Trial]) -> None:
     """Print the runs of a sweep."""
-    console = Console(highlight=False, quiet=jax.process_index() > 0)
+    console = lead_console()
     for index, trial in enumerate(trials):
-        console.print(f"run {index + 1} of {len(trials)}: {trial.name}", soft_wrap=True, markup=False)
+        say(console, f"run {index + 1} of {len(trials)}: {trial.name}")
 
 
 def run_trial(trials: Sequence[Trial], index: int, workdir: Path) -> None:
@@ -135,14 +134,12 @@ def run_trial(trials: Sequence[Trial], index: int, workdir: Path) -> None:
 
 def report(trials: Sequence[Trial], workdir: Path, console: Console | None = None) -> bool:
     """Print the sweep's table and write it as JSON; whether all runs are done."""
-    console = console or Console(highlight=False, quiet=jax.process_index() > 0)
+    console = console or lead_console()
     records = results(trials, workdir)
     if jax.process_index() == 0:
         _write_json(workdir / SWEEP_FILE, {"runs": records})
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
     console.print()
-    console.print(_table(records, SIMPLE_HEAD if console.is_terminal else None))
+    show_table(console, _table(records))
     return all(record["status"] == DONE for record in records)
 
 
@@ -170,8 +167,8 @@ def _result(trial: Trial, folder: Path) -> dict:
     return {"run": trial.name, "changes": trial.changes, "step": step, **finite, **_read_status(folder)}
 
 
-def _table(records: list[dict], box: object) -> Table:
-    table = Table(box=box, pad_edge=False)
+def _table(records: list[dict]) -> Table:
+    table = Table(pad_edge=False)
     keys = list(dict.fromkeys(key for record in records for key in record["changes"]))
     for key in keys:
         table.add_column(key, overflow="fold")

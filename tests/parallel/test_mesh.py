@@ -79,3 +79,10 @@ def test_placing_by_these_shardings_keeps_the_values():
     kernel = placed["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 8, 32)
     assert all(bool(jnp.array_equal(a, b)) for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(params)))
+
+
+def test_an_axis_that_does_not_divide_is_in_one_part():
+    rules = activation_rules(make_mesh("data:2,model:4"))
+    assert rules.split("vocab") == rules.split("vocab", 64) == 4
+    assert rules.split("vocab", 50257) == 1
+    assert rules.split("length", 7) == 1
