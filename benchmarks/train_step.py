@@ -2,8 +2,9 @@
 
     pip install -e '.[parity]' && python benchmarks/train_step.py
 
-A batch of 4 x 256 random tokens, AdamW with clipping at 1, no dropout. Each contender is a process of its own, and a
-round lets each take one step. The peers are transformers' GPT2LMHeadModel, eager and under torch.compile, with torch's
+A batch of 4 x 256 random tokens, AdamW with clipping at 1, no dropout. Each contender is a process of its own. A round
+lets each take three steps, of which the first is not counted: it brings caches and memory back, which a virtual machine
+may have given away meanwhile. The peers are transformers' GPT2LMHeadModel, eager and under torch.compile, with torch's
 fused AdamW. The floor is the time that the step's matrix products would take at the best rate that jax, torch or numpy
 reaches on a 4096-cubed product in the same rounds.
 """
@@ -15,10 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from measure import alternate, conditions, report, spread
+from measure import conditions, report, spread
 
 BATCH, LENGTH, VOCAB = 4, 256, 50257
 CUBE = 4096
+COUNTED_STEPS = 2
 
 
 def main() -> None:
@@ -34,10 +36,15 @@ def main() -> None:
     environment = dict(os.environ)
     if arguments.huge_pages:
         environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    started = {name: _start(name, environment) for name in CONTENDERS}
-    first = {name: seconds for name, (_, seconds) in started.items()}
-    seconds = alternate({name: _turn(process) for name, (process, _) in started.items()}, arguments.rounds)
-    for process, _ in started.values():
+    processes, first = {}, {}
+    for name in CONTENDERS:  # one after another: none compiles while another is timed
+        processes[name] = _start(name, environment)
+        first[name] = float(_answer(processes[name]))
+    seconds = {name: [] for name in CONTENDERS}
+    for number in range(arguments.rounds):
+        for name in _rotated(list(CONTENDERS), number):
+            seconds[name].append(_turn(processes[name]))
+    for process in processes.values():
         process.kill()
     name = "train_step_huge_pages" if arguments.huge_pages else "train_step"
     where = conditions() | _torch_versions() | {"huge_pages": arguments.huge_pages, "rounds": arguments.rounds}
@@ -64,36 +71,47 @@ def _rows(seconds: dict[str, list[float]], first: dict[str, float]):
         }
 
 
-def _start(name: str, environment: dict[str, str]) -> tuple[subprocess.Popen, float]:
-    """A contender's process, and the seconds its first step took with all compilation."""
-    process = subprocess.Popen(
+def _rotated(names: list[str], number: int) -> list[str]:
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
+def _start(name: str, environment: dict[str, str]) -> subprocess.Popen:
+    """A contender's process; it answers once it has taken its first step."""
+    return subprocess.Popen(
         [sys.executable, __file__, f"--contender={name}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    process.stdout.readline()  # it is built
-    start = time.perf_counter()
-    _turn(process)()
-    return process, time.perf_counter() - start
 
 
-def _turn(process: subprocess.Popen) -> Callable[[], None]:
-    def step() -> None:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        if process.stdout.readline() != "done\n":
-            raise SystemExit(f"{process.args[-1]} broke down")
+def _turn(process: subprocess.Popen) -> float:
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return float(_answer(process))
 
-    return step
+
+def _answer(process: subprocess.Popen) -> str:
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"{process.args[-1]} broke down")
+    return answer
 
 
 def _serve(step: Callable[[], None]) -> None:
-    print("built", flush=True)
+    """Print the seconds of the first step, with all compilation, and then the seconds of a step for each line read."""
+    print(_seconds_of(step), flush=True)
     for _ in sys.stdin:
         step()
-        print("done", flush=True)
+        print(sum(_seconds_of(step) for _ in range(COUNTED_STEPS)) / COUNTED_STEPS, flush=True)
+
+
+def _seconds_of(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def _flaxllm() -> Callable[[], None]:
