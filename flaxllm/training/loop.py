@@ -60,9 +60,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 # The device is at work on this step while the metrics of the one before are read.
                 outputs.finish_pending()
                 outputs.pending = (step, metrics)
+                outputs.write_due(step, state)
                 if stop_requested(step):
                     outputs.stop(step, state)
-                outputs.write_due(step, state)
             outputs.finish_pending()
     if leads:
         plot_loss(workdir)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -156,6 +157,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     config.optimizer.learning_rate = 1e-2
     flaxllm.train(config, workdir)
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 13))
+
+
+def test_a_stop_at_a_step_of_evaluation_does_not_lose_it(config, tmp_path, monkeypatch):
+    @contextmanager
+    def asked_at_step_three():
+        yield lambda step: step == 3
+
+    monkeypatch.setattr("flaxllm.training.loop.stop_requests", asked_at_step_three)
+    with pytest.raises(SystemExit, match="143"):
+        flaxllm.train(config, tmp_path)
+    assert [("eval/loss" in line) for line in metrics(tmp_path)] == [False, False, True]
+    assert (tmp_path / "checkpoints" / "3").is_dir()
 
 
 @pytest.mark.parametrize(
