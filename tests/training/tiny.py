@@ -10,6 +10,6 @@ def get_config(source):
     )  # fmt: skip
     config.data.update(source=source, max_len=16, batch_size=8, shards=2)
     config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=5)
-    config.train.update(num_steps=30, eval_every=10, sample_every=15, checkpoint_every=4, keep_checkpoints=3)
+    config.train.update(num_steps=30, eval_every=10, sample_every=10, checkpoint_every=4, keep_checkpoints=3)
     config.sample.update(prompt="t", num_tokens=5)
     return config
