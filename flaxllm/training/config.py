@@ -1,7 +1,6 @@
 """The configuration of a training run: every key, its default, and what it means."""
 
 import dataclasses
-import json
 
 from ml_collections import ConfigDict, config_dict
 
@@ -101,10 +100,6 @@ def check_config(config: ConfigDict) -> None:
         raise InputError(f"data.max_len {config.data.max_len} is more than model.max_len {config.model.max_len}")
     if not 0.0 <= config.data.eval_fraction < 1.0:
         raise InputError(f"data.eval_fraction is {config.data.eval_fraction}, it must lie in [0, 1)")
-
-
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def _with_placeholders(model_config: object) -> dict:
