@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.models import gpt
+from flaxllm.models.heads import classify, head_shape
 from flaxllm.models.output import Output
 
 FAMILIES: dict[str, ModuleType] = {"gpt": gpt}
@@ -43,13 +44,27 @@ class Model:
     head: str | None = None
 
     def param_specs(self) -> dict:
-        return family(self.family).param_specs(self.config)
+        return family(self.family).param_specs(self.config, self.head)
 
     def init(self, key: nn.Key, dtype: DTypeLike = jnp.float32) -> dict:
         return nn.init(self.param_specs(), key, dtype)
 
-    def apply(self, params: dict, *inputs: Array, **named: Any) -> Output:
-        return family(self.family).apply(params, self.config, *inputs, **named)
+    def apply(
+        self,
+        params: dict,
+        tokens: Int[Array, "batch length"],
+        *inputs: Array,
+        valid: Bool[Array, "batch length"] | None = None,
+        ctx: nn.Context = nn.Context(),
+        **named: Any,
+    ) -> Output:
+        """The family's `apply`, and the logits of the head where it has few classes."""
+        module = family(self.family)
+        output = module.apply(params, self.config, tokens, *inputs, valid=valid, ctx=ctx, **named)
+        shape = head_shape(module.heads(self.config), self.head)
+        if shape is None:
+            return output
+        return output.replace(logits=classify(params["head"], shape, output, valid, self.config.dropout, ctx))
 
     def unembed(
         self, params: dict, hidden: Float[Array, "*batch embed"], **named: Any
@@ -69,20 +84,25 @@ def preset(name: str, **changes: Any) -> Model:
     """
     for family_name, module in FAMILIES.items():
         if name in module.PRESETS:
-            return build(family_name, {**dataclasses.asdict(module.PRESETS[name]), **changes})
+            return build(family_name, {**vars(module.PRESETS[name]), **changes})
     names = [n for module in FAMILIES.values() for n in module.PRESETS]
     raise InputError(f"unknown model preset {name!r}: {did_you_mean(name, names)}")
 
 
-def build(family_name: str, fields: Mapping[str, Any]) -> Model:
-    """The model of a family with these config fields; what is left out keeps its default.
+def build(family_name: str, fields: Mapping[str, Any], head: str | None = "default") -> Model:
+    """The model of a family with these config fields; what is left out keeps its default. The head is the family's own
+    unless named; None is the model without one.
 
     Raises:
       InputError: an unknown family, an unknown field, or values that do not fit together.
     """
-    config_class = family(family_name).Config
-    known = [f.name for f in dataclasses.fields(config_class)]
+    module = family(family_name)
+    known = [f.name for f in dataclasses.fields(module.Config)]
     for name in fields:
         if name not in known:
             raise InputError(f"unknown key {name!r} in the {family_name} config: {did_you_mean(name, known)}")
-    return Model(family_name, config_class(**fields))
+    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    head = module.DEFAULT_HEAD if head == "default" else head
+    model = Model(family_name, module.Config(**hashable), head)
+    head_shape(module.heads(model.config), head)
+    return model

@@ -10,18 +10,21 @@ and every second layer sees only that many positions. The paper does not publish
 from dataclasses import dataclass
 from functools import partial
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
 from flaxllm.errors import InputError, did_you_mean
+from flaxllm.models.heads import LABELS, Classifier, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
+
+DEFAULT_HEAD = "causal-lm"
 
 
 @dataclass(frozen=True)
 class Config:
-    """`dropout` acts on embeddings and residual branches, `attention_dropout` on attention weights."""
+    """`dropout` acts on embeddings and residual branches, `attention_dropout` on attention weights. `labels` names the
+    classes of a classification head."""
 
     vocab_size: int = 50257
     max_len: int = 1024
@@ -36,6 +39,10 @@ class Config:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_stddev: float = 0.02
+    bos_token: int | None = None
+    eos_token: int | tuple[int, ...] | None = None
+    pad_token: int | None = None
+    labels: tuple[str, ...] = LABELS
 
     def __post_init__(self):
         for name in ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp"):
@@ -85,24 +92,30 @@ PRESETS = {
 }
 
 
-def param_specs(config: Config) -> dict:
+def heads(config: Config) -> dict[str, Classifier | None]:
+    """What can be put on this model; None for a vocabulary, whose logits `unembed` gives."""
+    return {
+        "causal-lm": None,
+        "sequence-classification": Classifier(reads="last", bias=False),
+        "token-classification": Classifier(),
+        "question-answering": Classifier(),
+    }
+
+
+def param_specs(config: Config, head: str | None = DEFAULT_HEAD) -> dict:
     """Every tensor of the model. Projections into the residual stream start `sqrt(2 * num_layers)` times smaller
     (Radford et al. 2019, section 2.3), positions at half the deviation (the released code)."""
     init = nn.normal(config.init_stddev)
     residual_init = nn.normal(config.init_stddev / (2 * config.num_layers) ** 0.5)
-    width, heads = {"embed": config.d_model}, {"heads": config.num_heads, "head_dim": config.head_dim}
     layer = {
         "attention_norm": nn.layer_norm_specs(config.d_model),
-        "attention": {
-            "query": nn.dense_specs(width, heads, init),
-            "key": nn.dense_specs(width, heads, init),
-            "value": nn.dense_specs(width, heads, init),
-            "out": nn.dense_specs(heads, width, residual_init),
-        },
+        "attention": nn.multi_head_specs(
+            config.d_model, config.num_heads, config.head_dim, init=init, out_init=residual_init
+        ),
         "mlp_norm": nn.layer_norm_specs(config.d_model),
         "mlp": nn.feed_forward_specs(config.d_model, config.d_mlp, init, residual_init),
     }
-    return {
+    specs = {
         "embedding": {
             "tokens": nn.embedding_specs("vocab", config.vocab_size, config.d_model, init),
             "positions": nn.embedding_specs(
@@ -112,20 +125,22 @@ def param_specs(config: Config) -> dict:
         "layers": nn.stack(layer, config.num_layers),
         "final_norm": nn.layer_norm_specs(config.d_model),
     }
+    return specs | head_specs(heads(config), head, config.d_model, config.labels, init)
 
 
 def apply(
     params: dict,
     config: Config,
     tokens: Int[Array, "batch length"],
+    valid: Bool[Array, "batch length"] | None = None,
     positions: Int[Array, "batch length"] | None = None,
     segments: Int[Array, "batch length"] | None = None,
     ctx: Context = Context(),  # noqa: B008 (frozen)
 ) -> Output:
     """Hidden states after the final norm, `[batch, length, d_model]`; `unembed` makes logits of them.
 
-    `positions` count from 0 unless given; `segments` number the documents packed in a row (a token sees its own
-    document only, and 0 is the usual number for padding).
+    `valid` is False at padding, on whichever side; `positions` count the valid tokens from 0 unless given; `segments`
+    number the documents packed in a row (a token sees its own document only, and 0 is the usual number for padding).
 
     Raises:
       InputError: a sequence longer than `config.max_len`, or a tap that this model does not have.
@@ -134,13 +149,13 @@ def apply(
     if length > config.max_len:
         raise InputError(f"a sequence of {length} tokens is longer than this model's max_len of {config.max_len}")
     ctx = nn.collecting(ctx)
-    where = jnp.arange(length)[None] if positions is None else positions
+    where = nn.token_positions(length, valid) if positions is None else positions
     embedded = nn.embed(params["embedding"]["tokens"], tokens, ctx)
     embedded = embedded + nn.embed(params["embedding"]["positions"], where, ctx)
     x = nn.dropout(tap(embedded, "embedding", ctx), config.dropout, "embedding", ctx)
     x = constrain(x, ctx, "batch", "length", None)
     # Within a segment a token's place in the row orders it just as its position does.
-    dense = Mask(causal=True, query_segments=segments, key_segments=segments)
+    dense = Mask(causal=True, query_segments=segments, key_segments=segments, key_valid=valid)
     masks = (dense,) if config.window is None else (dense, dense.replace(window=config.window))
     cycle = tuple(partial(_layer, config=config, mask=mask) for mask in masks)
     x = nn.scan_layers(cycle, params["layers"], x, ctx)
@@ -151,21 +166,14 @@ def apply(
 def _layer(params: dict, x: Array, ctx: Context, config: Config, mask: Mask) -> Array:
     x = tap(x, "in", ctx)
     normed = tap(nn.layer_norm(params["attention_norm"], x, config.norm_eps, ctx), "attention_norm", ctx)
-    attended = _attention(params["attention"], normed, ctx.within("attention"), config, mask)
+    attended = nn.multi_head_attention(
+        params["attention"], normed, mask, ctx.within("attention"), dropout_rate=config.attention_dropout
+    )
     x = tap(x + nn.dropout(attended, config.dropout, "attention", ctx), "middle", ctx)
     normed = tap(nn.layer_norm(params["mlp_norm"], x, config.norm_eps, ctx), "mlp_norm", ctx)
     transformed = nn.feed_forward(params["mlp"], normed, config.activation, ctx)
     x = tap(x + nn.dropout(transformed, config.dropout, "mlp", ctx), "out", ctx)
     return constrain(x, ctx, "batch", "length", None)
-
-
-def _attention(params: dict, x: Array, ctx: Context, config: Config, mask: Mask) -> Array:
-    q, k, v = (
-        tap(nn.dense(params[name], x, "btd,dhk->bthk", ctx), name, ctx) for name in ("query", "key", "value")
-    )
-    q, k, v = (constrain(value, ctx, "batch", "length", "heads", None) for value in (q, k, v))
-    mixed = nn.attention(q, k, v, mask, dropout_rate=config.attention_dropout, ctx=ctx)
-    return tap(nn.dense(params["out"], tap(mixed, "mixed", ctx), "bthk,hkd->btd", ctx), "out", ctx)
 
 
 def unembed(
@@ -175,14 +183,7 @@ def unembed(
     ctx: Context = Context(),  # noqa: B008 (frozen)
 ) -> Float[Array, "*batch vocab"]:
     """Logits over the vocabulary, in float32 at least: the hidden states times the (tied) token embedding."""
-    table = ctx.cast(params["embedding"]["tokens"])
-    return jnp.einsum(
-        "...d,vd->...v",
-        hidden,
-        table,
-        precision=ctx.precision,
-        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-    )
+    return nn.unembed(params["embedding"]["tokens"], hidden, ctx)
 
 
 def matmul_flops(config: Config, tokens: int, length: int) -> int:

@@ -14,7 +14,12 @@ from flaxllm.nn.layers import (
     gelu_tanh,
     layer_norm,
     layer_norm_specs,
+    rms_norm,
+    rms_norm_specs,
+    unembed,
 )
 from flaxllm.nn.mask import Mask
-from flaxllm.nn.param import LAYERS, Key, Param, abstract, count, flatten, init, map_specs, normal, stack, unflatten
+from flaxllm.nn.multi_head import multi_head_attention, multi_head_specs
+from flaxllm.nn.param import LAYERS, Initializer, Key, Param, abstract, count, flatten, init, map_specs, normal, stack, unflatten
+from flaxllm.nn.positions import token_positions
 from flaxllm.nn.scan import REMAT_POLICIES, scan_layers, stack_layers, unstack

@@ -44,6 +44,15 @@ def embed(
     return ctx.cast(jnp.take(table, ids, axis=0, mode="fill"))
 
 
+def unembed(
+    table: Float[Array, "vocab width"], hidden: Float[Array, "*batch width"], ctx: Context
+) -> Float[Array, "*batch vocab"]:
+    """Each hidden state's product with every row of the table, in float32 at least."""
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    table = ctx.cast(table)
+    return jnp.einsum("...d,vd->...v", hidden, table, precision=ctx.precision, preferred_element_type=wide)
+
+
 def layer_norm_specs(width: int) -> dict[str, Param]:
     return {"scale": Param((width,), ("embed",), ones), "bias": Param((width,), ("embed",), zeros)}
 
@@ -79,6 +88,17 @@ def _widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def rms_norm_specs(width: int, axis: str = "embed") -> dict[str, Param]:
+    return {"scale": Param((width,), (axis,), ones)}
+
+
+def rms_norm(params: dict, x: Float[Array, "*batch width"], eps: float, ctx: Context) -> Float[Array, "*batch width"]:
+    """`scale * x / sqrt(mean(x^2) + eps)` over the last axis, in float32 (Zhang and Sennrich 2019, eq. 4)."""
+    wide = _widen(x)
+    normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+    return (normed * params["scale"]).astype(x.dtype)
+
+
 _TANH_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 _TANH_CUBIC = 0.044715
 
@@ -106,25 +126,40 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
 def feed_forward_specs(
-    width: int, hidden: int, init: Initializer = normal(0.02), out_init: Initializer | None = None, bias: bool = True
+    width: int,
+    hidden: int,
+    init: Initializer = normal(0.02),
+    out_init: Initializer | None = None,
+    bias: bool = True,
+    gated: bool = False,
 ) -> dict[str, dict]:
-    return {
-        "up": dense_specs({"embed": width}, {"mlp": hidden}, init, bias),
-        "down": dense_specs({"mlp": hidden}, {"embed": width}, out_init or init, bias),
-    }
+    up = dense_specs({"embed": width}, {"mlp": hidden}, init, bias)
+    specs = {"up": up, "down": dense_specs({"mlp": hidden}, {"embed": width}, out_init or init, bias)}
+    return specs | {"gate": up} if gated else specs
 
 
 def feed_forward(
-    params: dict, x: Float[Array, "batch length width"], activation: str, ctx: Context
+    params: dict,
+    x: Float[Array, "batch length width"],
+    activation: str,
+    ctx: Context,
+    dropout_rate: float = 0.0,
 ) -> Float[Array, "batch length width"]:
-    """`down(activation(up(x)))` at each position (Vaswani et al. 2017, eq. 2)."""
+    """`down(activation(up(x)))` at each position (Vaswani et al. 2017, eq. 2); where a gate is declared,
+    `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 6). `dropout_rate` acts on what goes `down`."""
     ctx = ctx.within("mlp")
     hidden = tap(dense(params["up"], x, "btd,df->btf", ctx), "up", ctx)
-    hidden = tap(ACTIVATIONS[activation](hidden), "activation", ctx)
+    if "gate" in params:
+        gate = tap(dense(params["gate"], x, "btd,df->btf", ctx), "gate", ctx)
+        hidden = ACTIVATIONS[activation](gate) * hidden
+    else:
+        hidden = ACTIVATIONS[activation](hidden)
+    hidden = dropout(tap(hidden, "activation", ctx), dropout_rate, "activation", ctx)
     return tap(dense(params["down"], hidden, "btf,fd->btd", ctx), "out", ctx)
 
 

@@ -1,0 +1,69 @@
+"""Multi-head attention as a layer: projections around the one `attention` function (Vaswani et al. 2017, section 3.2.2)."""
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from flaxllm.nn.attention import attention
+from flaxllm.nn.context import Context, constrain, tap
+from flaxllm.nn.layers import dense, dense_specs, rms_norm, rms_norm_specs
+from flaxllm.nn.mask import Mask
+from flaxllm.nn.param import Initializer, normal
+
+
+def multi_head_specs(
+    width: int,
+    num_heads: int,
+    head_dim: int,
+    num_kv_heads: int | None = None,
+    init: Initializer = normal(0.02),
+    out_init: Initializer | None = None,
+    bias: bool = True,
+    out_bias: bool | None = None,
+    head_norm: bool = False,
+) -> dict[str, dict]:
+    """Queries, keys, values and the way out; `num_kv_heads` where several query heads share a key head (Ainslie et al.
+    2023), `head_norm` where queries and keys are normalised (Dehghani et al. 2023, section 2)."""
+    embed, heads = {"embed": width}, {"heads": num_heads, "head_dim": head_dim}
+    shared = heads if num_kv_heads is None else {"kv_heads": num_kv_heads, "head_dim": head_dim}
+    specs = {
+        "query": dense_specs(embed, heads, init, bias),
+        "key": dense_specs(embed, shared, init, bias),
+        "value": dense_specs(embed, shared, init, bias),
+        "out": dense_specs(heads, embed, out_init or init, bias if out_bias is None else out_bias),
+    }
+    if head_norm:
+        specs |= {name: rms_norm_specs(head_dim, "head_dim") for name in ("query_norm", "key_norm")}
+    return specs
+
+
+def multi_head_attention(
+    params: dict,
+    x: Float[Array, "batch q_len width"],
+    mask: Mask,
+    ctx: Context,
+    *,
+    memory: Float[Array, "batch k_len width"] | None = None,
+    bias: Float[Array, "#batch #heads #q_len #k_len"] | None = None,
+    scale: float | None = None,
+    rotate: Callable[[Array], Array] | None = None,
+    norm_eps: float = 1e-6,
+    dropout_rate: float = 0.0,
+) -> Float[Array, "batch q_len width"]:
+    """Attention from `x` to `memory` (cross-attention), or to `x` itself where there is none.
+
+    `rotate` turns queries and keys by their positions; `norm_eps` is that of the norms of queries and keys, where
+    declared. `ctx` is the one of this layer's scope, such as `ctx.within("attention")`.
+    """
+    source = x if memory is None else memory
+    q, k, v = (
+        tap(dense(params[name], of, "btd,dhk->bthk", ctx), name, ctx)
+        for name, of in (("query", x), ("key", source), ("value", source))
+    )
+    if "query_norm" in params:
+        q, k = rms_norm(params["query_norm"], q, norm_eps, ctx), rms_norm(params["key_norm"], k, norm_eps, ctx)
+    if rotate is not None:
+        q, k = tap(rotate(q), "rotated_query", ctx), tap(rotate(k), "rotated_key", ctx)
+    q, k, v = (constrain(value, ctx, "batch", "length", "heads", None) for value in (q, k, v))
+    mixed = attention(q, k, v, mask, bias=bias, scale=scale, dropout_rate=dropout_rate, ctx=ctx)
+    return tap(dense(params["out"], tap(mixed, "mixed", ctx), "bthk,hkd->btd", ctx), "out", ctx)
