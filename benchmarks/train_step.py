@@ -2,6 +2,7 @@
 
     pip install -e '.[parity]' && python benchmarks/train_step.py
 
+flaxllm runs as launch.py does, with huge pages from glibc (flaxllm/memory.py); --huge_pages gives them to every contender.
 A batch of 4 x 256 random tokens, AdamW with clipping at 1, no dropout. Each contender is a process of its own. A round
 lets each take three steps, of which the first is not counted: it brings caches and memory back, which a virtual machine
 may have given away meanwhile. The peers are transformers' GPT2LMHeadModel, eager and under torch.compile, with torch's
@@ -26,19 +27,17 @@ COUNTED_STEPS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--out", help="path of the JSON (default: benchmarks/results/train_step.json)")
-    parser.add_argument("--huge_pages", action="store_true", help="let glibc ask for huge pages, in every contender")
+    parser.add_argument("--out", help="path of the JSON (default: in benchmarks/results)")
+    parser.add_argument("--huge_pages", action="store_true", help="huge pages for every contender")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
         _serve(CONTENDERS[arguments.contender]())
         return
-    environment = dict(os.environ)
-    if arguments.huge_pages:
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     processes, first = {}, {}
     for name in CONTENDERS:  # one after another: none compiles while another is timed
-        processes[name] = _start(name, environment)
+        huge_pages = arguments.huge_pages or name == "flaxllm"
+        processes[name] = _start(name, os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}))
         first[name] = float(_answer(processes[name]))
     seconds = {name: [] for name in CONTENDERS}
     for number in range(arguments.rounds):

@@ -13,11 +13,14 @@ _HOMES = {
     "Model": "flaxllm.models",
     "Taps": "flaxllm.nn",
     "default_config": "flaxllm.training",
+    "from_pretrained": "flaxllm.pretrained",
     "generate": "flaxllm.decoding",
+    "load_tokenizer": "flaxllm.data",
     "preset": "flaxllm.models",
+    "save_pretrained": "flaxllm.pretrained",
     "train": "flaxllm.training",
 }
-_ROOMS = ("data", "decoding", "errors", "models", "nn", "objectives", "parallel", "training")
+_ROOMS = ("data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pretrained", "training")
 
 __all__ = sorted([*_HOMES, *_ROOMS])
 

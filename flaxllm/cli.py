@@ -7,7 +7,7 @@ defines flags, so that its errors are tracebacks, and it knows no key that is ne
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -44,12 +44,37 @@ examples:
       --workdir=runs/rates --sweep
 """
 
+INSPECT_HELP = """\
+Shows what a checkpoint holds, without reading its tensors: architecture, parameters
+and their names, memory, and what is tied, left out, missing or unmapped.
+
+usage: flaxllm inspect PATH [--head=HEAD]
+
+  PATH         a Hugging Face folder, a hub id, or a .gguf file
+  --head=HEAD  as another head would see it: base, sequence-classification, ...
+  --help       show this
+"""
+
+CONVERT_HELP = """\
+Reads a checkpoint and writes it as a Hugging Face folder, with its tokenizer.
+
+usage: flaxllm convert SOURCE FOLDER [--dtype=DTYPE] [--head=HEAD]
+
+  SOURCE         a Hugging Face folder, a hub id, or a .gguf file
+  FOLDER         where config.json, safetensors and tokenizer files go
+  --dtype=DTYPE  float32, bfloat16 or float16 (the checkpoint's own unless given)
+  --head=HEAD    with another head: base leaves out the one there is
+  --help         show this
+"""
+
 HELP = """\
 Transformer language models as pure JAX functions.
 
 usage: flaxllm COMMAND [flags]
 
   train       train a model as an experiment file describes
+  inspect     show what a checkpoint holds: its architecture, parameters, memory
+  convert     write a checkpoint anew: in another dtype, or from a GGUF file
 
 `flaxllm COMMAND --help` shows a command's flags, `flaxllm --version` the version.
 """
@@ -86,7 +111,7 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    commands = {"train": lambda rest: _train(rest, "flaxllm train")}
+    commands = {"train": lambda rest: _train(rest, "flaxllm train"), "inspect": _inspect, "convert": _convert}
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(HELP, end="")
@@ -97,6 +122,50 @@ def _main(arguments: list[str]) -> int:
     if name not in commands:
         raise InputError(f"flaxllm has no command {name!r}: {did_you_mean(name, commands)}")
     return commands[name](rest)
+
+
+def _inspect(arguments: list[str]) -> int:
+    given = _command_line(arguments, INSPECT_HELP, ("PATH",), ("head",))
+    if given is not None:
+        from flaxllm.pretrained import inspect
+
+        inspect(*given.places, **given.texts)
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    given = _command_line(arguments, CONVERT_HELP, ("SOURCE", "FOLDER"), ("dtype", "head"))
+    if given is not None:
+        from flaxllm.pretrained import convert
+
+        convert(*given.places, **given.texts)
+    return 0
+
+
+class _Given(NamedTuple):
+    places: list[str]
+    texts: dict[str, str]
+
+
+def _command_line(arguments: list[str], usage: str, places: Sequence[str], texts: Sequence[str]) -> _Given | None:
+    """What is given in `places` and as flags with a text; None once the help is shown."""
+    values = flags.FlagValues()
+    for name in texts:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_boolean("help", False, "", flag_values=values, short_name="h")
+    try:
+        rest = values(["flaxllm", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*texts, "help")])
+        raise InputError(f"there is no flag --{error.flagname}: {known}") from error
+    except (flags.Error, ValueError) as error:
+        raise InputError(f"{error} (--help shows all flags)") from error
+    if values.help:
+        print(usage, end="")
+        return None
+    if len(rest) != len(places):
+        raise InputError(f"expected {' and '.join(places)}, got {' and '.join(map(repr, rest)) or 'nothing'} (--help shows more)")
+    return _Given(rest, {name: values[name].value for name in texts if values[name].present})
 
 
 def _train(arguments: list[str], command: str) -> int:

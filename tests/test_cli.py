@@ -10,6 +10,7 @@ import pytest
 import flaxllm
 from flaxllm import cli, training
 from flaxllm.training import cluster, sweep
+from pretrained import gpt2
 
 ROOT = Path(flaxllm.__file__).parents[1]
 EXPERIMENT = """
@@ -231,3 +232,36 @@ def test_the_console_script_trains_and_tells_its_version(trained, capsys):
 def test_an_unknown_command_names_the_nearest(capsys):
     assert in_process("trian", face=cli.main) == 2
     assert capsys.readouterr().err == "error: flaxllm has no command 'trian': did you mean 'train'?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect"], "expected PATH, got nothing (--help shows more)"),
+        (["inspect", "a", "b"], "expected PATH, got 'a' and 'b'"),
+        (["convert", "gpt2"], "expected SOURCE and FOLDER, got 'gpt2'"),
+        (["inspect", "gpt2", "--heads=base"], "there is no flag --heads: did you mean '--head'?"),
+        (["convert", "gpt2", "out", "--dtype=int8"], "parameters cannot be int8"),
+        (["inspect", "gpt2", "--head=masked-lm"], "this model has no head 'masked-lm'"),
+        (["inspct", "gpt2"], "flaxllm has no command 'inspct': did you mean 'inspect'?"),
+    ],
+)
+def test_a_wrong_word_about_checkpoints_is_one_sentence(arguments, sentence, folder, capsys):
+    gpt2.write(folder / "gpt2")
+    assert in_process(*arguments, face=cli.main) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_inspect_and_convert_from_the_command_line(folder, capsys):
+    gpt2.write(folder / "gpt2")
+    assert in_process("convert", "gpt2", "half", "--dtype=bfloat16", face=cli.main) == 0
+    assert in_process("inspect", "half", face=cli.main) == 0
+    shown = capsys.readouterr().out
+    assert "GPT2LMHeadModel" in shown and "bfloat16" in shown and "float32 " not in shown
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_each_command_says_what_it_takes(command, capsys):
+    assert in_process(command, "--help", face=cli.main) == 0
+    assert f"usage: flaxllm {command} " in capsys.readouterr().out

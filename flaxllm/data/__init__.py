@@ -5,5 +5,7 @@ from flaxllm.data.holdout import Documents, Split, split
 from flaxllm.data.pieces import Pieces
 from flaxllm.data.pipeline import Stream, eval_batches, train_stream
 from flaxllm.data.sources import EMBEDDED, read_documents, source_stamp
-from flaxllm.data.tokenizers import Tokenizer, byte_level, char_level, make_tokenizer, train_bpe
-from flaxllm.data.tokenizers import load as load_tokenizer
+from flaxllm.data.tokenizer_files import NoTokenizer
+from flaxllm.data.tokenizer_files import load as load_tokenizer
+from flaxllm.data.tokenizer_makers import byte_level, char_level, make_tokenizer, train_bpe
+from flaxllm.data.tokenizers import Tokenizer

@@ -8,16 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
 from flaxllm.errors import InputError, did_you_mean
-from flaxllm.models import gpt
+from flaxllm.models import bert, gpt, llama, t5, transformer
 from flaxllm.models.heads import classify, head_shape
 from flaxllm.models.output import Output
 
-FAMILIES: dict[str, ModuleType] = {"gpt": gpt}
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "gpt": gpt, "llama": llama, "t5": t5, "transformer": transformer}
 
 
 def family(name: str) -> ModuleType:
@@ -52,14 +53,15 @@ class Model:
     def apply(
         self,
         params: dict,
-        tokens: Int[Array, "batch length"],
-        *inputs: Array,
-        valid: Bool[Array, "batch length"] | None = None,
+        tokens: Int[Array | np.ndarray, "batch length"],
+        *inputs: Array | np.ndarray,
+        valid: Bool[Array | np.ndarray, "batch length"] | None = None,
         ctx: nn.Context = nn.Context(),
-        **named: Any,
+        **named: Array | np.ndarray | None,
     ) -> Output:
-        """The family's `apply`, and the logits of the head where it has few classes."""
+        """The family's `apply`, and the logits of the head where it has few classes. Inputs may be numpy's."""
         module = family(self.family)
+        tokens, inputs, valid, named = jax.tree.map(jnp.asarray, (tokens, inputs, valid, named))
         output = module.apply(params, self.config, tokens, *inputs, valid=valid, ctx=ctx, **named)
         shape = head_shape(module.heads(self.config), self.head)
         if shape is None:

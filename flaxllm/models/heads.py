@@ -18,11 +18,14 @@ LABELS = ("LABEL_0", "LABEL_1")  # the names that checkpoints give to labels tha
 @dataclass(frozen=True)
 class Classifier:
     """The shape of a head: it reads "hidden" (every token), "pooled", or the "first" or "last" token of a sequence;
-    `inner` is the activation of a layer as wide as the model that comes before, if one does."""
+    `inner` is the activation of a layer as wide as the model that comes before, if one does. `dropout` is the rate on
+    what it reads, `inner_dropout` that on the inner layer's output; the model's own where they are None."""
 
     reads: str = "hidden"
     inner: str | None = None
     bias: bool = True
+    dropout: float | None = None
+    inner_dropout: float | None = None
 
 
 def head_specs(
@@ -63,12 +66,13 @@ def classify(
     dropout_rate: float,
     ctx: Context,
 ) -> Float[Array, "batch *length classes"]:
-    """The logits of a head. `valid` marks the tokens that are no padding: it tells which is the last."""
+    """The logits of a head. `valid` marks the tokens that are no padding: it tells which is the first, and the last."""
     ctx = ctx.within("head")
-    x = nn.dropout(_read(shape.reads, output, valid), dropout_rate, "in", ctx)
+    in_rate, inner_rate = (dropout_rate if rate is None else rate for rate in (shape.dropout, shape.inner_dropout))
+    x = nn.dropout(_read(shape.reads, output, valid), in_rate, "in", ctx)
     if shape.inner:
         x = nn.ACTIVATIONS[shape.inner](nn.dense(params["inner"], x, "...d,de->...e", ctx))
-        x = nn.dropout(x, dropout_rate, "inner", ctx)
+        x = nn.dropout(x, inner_rate, "inner", ctx)
     return nn.dense(params["out"], x, "...d,dc->...c", ctx)
 
 
@@ -78,9 +82,18 @@ def _read(reads: str, output: Output, valid: Array | None) -> Array:
             raise InputError("this head reads the pooled output, and the model has no pooler: set pooler in its config")
         return output.pooled
     if reads == "first":
-        return output.hidden[:, 0]
+        return first_token(output.hidden, valid)
     if reads == "last":
         length = output.hidden.shape[1]
         last = length - 1 if valid is None else (jnp.arange(length) * valid).argmax(-1)
         return output.hidden[jnp.arange(output.hidden.shape[0]), last]
     return output.hidden
+
+
+def first_token(
+    hidden: Float[Array, "batch length embed"], valid: Bool[Array, "batch length"] | None
+) -> Float[Array, "batch embed"]:
+    """What the model made of the first token of each sequence that is no padding."""
+    if valid is None:
+        return hidden[:, 0]
+    return hidden[jnp.arange(hidden.shape[0]), valid.argmax(-1)]

@@ -22,4 +22,8 @@ from flaxllm.nn.mask import Mask
 from flaxllm.nn.multi_head import multi_head_attention, multi_head_specs
 from flaxllm.nn.param import LAYERS, Initializer, Key, Param, abstract, count, flatten, init, map_specs, normal, stack, unflatten
 from flaxllm.nn.positions import token_positions
+from flaxllm.nn.relative import relative_bias, relative_bias_specs
+from flaxllm.nn.rotary import RotaryScaling, Rotation, rotary_frequencies, rotary_magnitude, rotate, rotation
 from flaxllm.nn.scan import REMAT_POLICIES, scan_layers, stack_layers, unstack
+from flaxllm.nn.shift import shift_right
+from flaxllm.nn.sinusoids import sinusoids

@@ -33,7 +33,7 @@ def dense(params: dict, x: Float[Array, "..."], equation: str, ctx: Context) -> 
 
 
 def embedding_specs(index: str, size: int, width: int, init: Initializer = normal(0.02)) -> Param:
-    """A lookup table of `size` rows; `index` is "vocab" or "positions"."""
+    """A lookup table of `size` rows; `index` is "vocab", "positions" or "token_types"."""
     return Param((size, width), (index, "embed"), init, (index,))
 
 

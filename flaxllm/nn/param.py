@@ -52,7 +52,7 @@ class Param:
     @property
     def is_lookup(self) -> bool:
         """An embedding table: its input is an index, not a vector of activations."""
-        return self.inputs in (("vocab",), ("positions",))
+        return self.inputs in (("vocab",), ("positions",), ("token_types",))
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.nn.context import Context, collecting
+from flaxllm.nn.param import LAYERS
 
 Layer = Callable[[dict, Array, Context], Array]
 
@@ -36,7 +37,7 @@ def scan_layers(cycle: tuple[Layer, ...], params: dict | tuple, x: Array, ctx: C
     def turn(x: Array, layers: tuple, first: Array | int) -> tuple[Array, list[dict]]:
         returned = []
         for phase, (layer, layer_params) in enumerate(zip(cycle, layers, strict=True)):
-            here = collecting(ctx.within("layers").replace(layer=first + phase))
+            here = collecting(ctx.within(LAYERS).replace(layer=first + phase))
             x = layer(layer_params, x, here)
             returned.append({name: value for name, value in (here.collected or {}).items() if value is not None})
             if ctx.collected is not None:
@@ -65,26 +66,37 @@ def scan_layers(cycle: tuple[Layer, ...], params: dict | tuple, x: Array, ctx: C
     return x
 
 
-def unstack(params: dict, name: str = "layers") -> dict:
-    """The same tree with `params[name]` as a tuple of per-layer trees, freeing each stacked tensor as it is cut.
+def unstack(params: dict) -> dict:
+    """The same tree with every stack in it as a tuple of per-layer trees, freeing each stacked tensor as it is cut.
 
-    The given arrays are deleted. Call it once before decoding, never inside `jit`.
+    A stack is a subtree called "layers", wherever it is: an encoder-decoder has two. The given arrays of the stacks are
+    deleted. Call it once before decoding, never inside `jit`.
     """
+    return _map_stacks(_cut_layers, params)
 
-    def cut(stacked: Array) -> list[Array]:
-        layers = [stacked[layer] for layer in range(stacked.shape[0])]
+
+def stack_layers(params: dict) -> dict:
+    """The inverse of `unstack`: each tuple of per-layer trees as one tree with a leading layer axis."""
+    return _map_stacks(lambda layers: jax.tree.map(lambda *tensors: jnp.stack(tensors), *layers), params)
+
+
+def _map_stacks(function: Callable, params: dict) -> dict:
+    return {
+        name: function(part) if name == LAYERS else _map_stacks(function, part) if isinstance(part, dict) else part
+        for name, part in params.items()
+    }
+
+
+def _cut_layers(stacked: dict) -> tuple[dict, ...]:
+    def cut(tensor: Array) -> list[Array]:
+        layers = [tensor[layer] for layer in range(tensor.shape[0])]
         jax.block_until_ready(layers)
-        stacked.delete()
+        tensor.delete()
         return layers
 
-    leaves, structure = jax.tree.flatten(params[name])
+    leaves, structure = jax.tree.flatten(stacked)
     layers = zip(*(cut(leaf) for leaf in leaves), strict=True)
-    return {**params, name: tuple(jax.tree.unflatten(structure, layer) for layer in layers)}
-
-
-def stack_layers(params: dict, name: str = "layers") -> dict:
-    """The inverse of `unstack`: a tuple of per-layer trees as one tree with a leading layer axis."""
-    return {**params, name: jax.tree.map(lambda *layers: jnp.stack(layers), *params[name])}
+    return tuple(jax.tree.unflatten(structure, layer) for layer in layers)
 
 
 def _remat(function: Callable, policy: str | None, unrolled: bool) -> Callable:

@@ -42,12 +42,12 @@ class Keys:
         if value is not None:
             return value
         if default is _NEEDED:
-            raise InputError(f"{self.file} has no key {name!r}, which a {self.model_type} needs: add it")
+            raise InputError(f"{self.file} has no key {name!r}, which a {self.model_type} needs: add it, or give it in config")
         return default
 
     @property
     def model_type(self) -> str:
-        return str(self.values.get("model_type", "model"))
+        return str(self.values.get("model_type") or "model")
 
     def integer(self, name: str, default: Any = _NEEDED) -> Any:
         return self._typed(name, default, int, "a whole number")
@@ -89,9 +89,9 @@ class Keys:
 
 
 def labels_of(keys: Keys) -> tuple[str, ...]:
-    """The names of the classes, in the order of their ids."""
+    """The names of the classes, in the order of their ids; those of another number than `num_labels` are not its."""
     names, number = keys.get("id2label", None), keys.integer("num_labels", None)
-    if names is None:
+    if names is None or number not in (None, len(names)):
         return LABELS if number is None else tuple(f"LABEL_{i}" for i in range(number))
     try:
         by_id = {int(index): str(name) for index, name in names.items()}

@@ -5,7 +5,7 @@ torch's linear layers store `[outputs, inputs]` with heads flattened, where ours
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +18,13 @@ LAYER = "{layer}"  # in a name of theirs, where the layer's number stands
 class Rule(NamedTuple):
     """`ours`: a parameter's path, or several whose tensors lie side by side in one of theirs (a fused projection).
     `theirs`: the name in the checkpoint of a model with a head, with `{layer}` for the layer's number where ours is
-    stacked. `inputs_first`: theirs is `[inputs, outputs]`, as in GPT-2's files, and not `[outputs, inputs]`."""
+    stacked. `inputs_first`: theirs is `[inputs, outputs]`, as in GPT-2's files, and not `[outputs, inputs]`. `row`: theirs
+    is `[1, size]`, and not a vector."""
 
     ours: str | tuple[str, ...]
     theirs: str
     inputs_first: bool = False
+    row: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -60,26 +62,21 @@ def layer_shape(param: Param) -> tuple[int, ...]:
     return param.shape[1:] if param.axes[:1] == (LAYERS,) else param.shape
 
 
-def ours_from_theirs(tensor: np.ndarray, param: Param, inputs_first: bool) -> np.ndarray:
-    """One layer's tensor in our layout; a view."""
-    shape, order = layer_shape(param), _their_order(param, inputs_first)
-    return tensor.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
-
-
-def theirs_from_ours(tensor: np.ndarray, param: Param, inputs_first: bool) -> np.ndarray:
-    """One layer's tensor in the checkpoint's layout; the inverse of `ours_from_theirs`."""
+def as_theirs(tensor: np.ndarray, param: Param, inputs_first: bool) -> np.ndarray:
+    """One layer's tensor of ours, laid out as the checkpoint's: a view of a contiguous one, to be read or written."""
     return tensor.transpose(_their_order(param, inputs_first)).reshape(_their_shape(param, inputs_first))
 
 
-def rule_shape(rule: Rule, params: Sequence[Param]) -> tuple[int, ...]:
+def rule_shape(rule: Rule, specs: Mapping[str, Param]) -> tuple[int, ...]:
     """The shape of a rule's tensor in the checkpoint: several of ours stand side by side along their outputs."""
-    shapes = [_their_shape(param, rule.inputs_first) for param in params]
-    axis = fused_axis(rule, params[0])
-    return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+    shapes = [_their_shape(specs[path], rule.inputs_first) for path in rule.paths]
+    axis = fused_axis(rule, specs)
+    shape = (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+    return (1, *shape) if rule.row else shape
 
 
-def fused_axis(rule: Rule, param: Param) -> int:
-    return 1 if param.is_matrix and rule.inputs_first else 0
+def fused_axis(rule: Rule, specs: Mapping[str, Param]) -> int:
+    return 1 if specs[rule.paths[0]].is_matrix and rule.inputs_first else 0
 
 
 def _their_order(param: Param, inputs_first: bool) -> list[int]:

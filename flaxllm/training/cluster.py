@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from flaxllm.console import say
 from flaxllm.errors import InputError, did_you_mean
-from flaxllm.training.console import say
 
 # What --slurm takes: sbatch's options by submitit's names. "cluster:local" runs the jobs on this machine, to try it.
 SLURM_OPTIONS: dict[str, type] = {

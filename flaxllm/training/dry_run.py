@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from flaxllm.console import lead_console, scaled, show_table, text_table
 from flaxllm.errors import InputError
 from flaxllm.nn import LAYERS, Context, Param, flatten, unflatten
 from flaxllm.objectives import Objective
 from flaxllm.parallel import MESH_AXES, parse_mesh, tree_shardings
 from flaxllm.parallel.mesh import ACTIVATION_RULES, param_spec
 from flaxllm.training.config import check_config
-from flaxllm.training.console import lead_console, show_table
 from flaxllm.training.setup import check_choices, make_context, make_recipe, vocabulary_size
 from flaxllm.training.state import make_state
 
@@ -183,7 +183,7 @@ def _stored_parts(param: Param, mesh: AbstractMesh) -> int:
 
 
 def _parameter_table(plan: Plan) -> Table:
-    table = _table("parameter", "axes, sizes/split by")
+    table = text_table("parameter", "axes, sizes/split by")
     for name in ("parameters", "on a device"):
         table.add_column(name, justify="right", no_wrap=True)
     on_device = {path: math.prod(_stored_shape(param, plan.mesh)) for path, param in plan.specs.items()}
@@ -203,40 +203,21 @@ def _step_table(plan: Plan, config: ConfigDict) -> Table:
     devices, tokens = plan.mesh.size, config.data.batch_size * config.data.max_len
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"
     here = "" if devices == jax.device_count() else f" ({jax.device_count():,} here)"
-    table = _table("step", "")
+    table = text_table("step", "")
     table.add_row("placement", f"{config.placement}: {mesh}")
     table.add_row("devices", f"{devices:,}{here}")
     table.add_row("batch", f"{config.data.batch_size:,} rows x {config.data.max_len:,} = {tokens:,} tokens")
     table.add_row("micro-batches", f"{config.train.micro_batches} of {plan.rows:,} rows on a device")
-    table.add_row("logits", f"{_scaled(plan.logits, 1024)}B at a time on a device")
-    flops, share = (_scaled(x, 1000) for x in (plan.flops, plan.flops / devices))
+    table.add_row("logits", f"{scaled(plan.logits, 1024)}B at a time on a device")
+    flops, share = (scaled(x, 1000) for x in (plan.flops, plan.flops / devices))
     table.add_row("operations", f"{flops}FLOP, on a device {share}FLOP")
     return table
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = _table("memory on a device")
+    table = text_table("memory on a device")
     table.add_column("estimate", justify="right", no_wrap=True)
     for name, size in plan.memory.items():
-        table.add_row(name, f"{_scaled(size, 1024)}B")
-    table.add_row("all", f"{_scaled(sum(plan.memory.values()), 1024)}B", style="bold")
+        table.add_row(name, f"{scaled(size, 1024)}B")
+    table.add_row("all", f"{scaled(sum(plan.memory.values()), 1024)}B", style="bold")
     return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    first, *others = columns
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _scaled(value: float, base: int) -> str:
-    """Three digits and the prefix of a unit: `"1.25 G"`, or `"1.25 Gi"` where the base is 1024."""
-    power = 0
-    while value >= 999.5 and power < 6:
-        value, power = value / base, power + 1
-    prefix = ("", "k", "M", "G", "T", "P", "E")[power]
-    digits = 0 if power == 0 else max(0, 2 - int(math.log10(max(value, 1))))
-    return f"{value:.{digits}f} {prefix.upper() + 'i' if prefix and base == 1024 else prefix}"

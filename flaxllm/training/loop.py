@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxllm import nn
+from flaxllm.console import lead_console, say
 from flaxllm.decoding import generate
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
-from flaxllm.training.console import lead_console, say
 from flaxllm.training.evaluation import bits_per_byte, evaluate
 from flaxllm.training.experiment import make_workdir
 from flaxllm.training.progress import Progress, peak_flops

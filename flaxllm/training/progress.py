@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flaxllm.training.console import say
+from flaxllm.console import say
 
 _REFRESHES_PER_SECOND = 4
 _PLAIN_LINE_EVERY = 30.0  # seconds

@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from flaxllm.console import lead_console, say, show_table
 from flaxllm.errors import InputError
 from flaxllm.training.cluster import run_jobs
 from flaxllm.training.config import check_config
-from flaxllm.training.console import lead_console, say, show_table
 from flaxllm.training.experiment import Experiment, errors_of, make_workdir
 from flaxllm.training.loop import train
 from flaxllm.training.overrides import with_changes

@@ -250,7 +250,8 @@ def test_the_bytes_of_any_other_tokenizer_are_those_of_the_decoded_text():
 def test_a_tokenizer_comes_back_from_disk_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "folder")
     tokenizer.save(tmp_path / "other.json")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "other.json", "tokenizer.json"]
+    names = ["folder", "other.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == names
     for path in (tmp_path / "folder", tmp_path / "folder" / "tokenizer.json", str(tmp_path / "other.json")):
         loaded = load_tokenizer(path)
         assert loaded.fingerprint == tokenizer.fingerprint
@@ -349,8 +350,8 @@ def test_a_path_that_leads_nowhere_names_what_is_near(tmp_path):
 def test_a_folder_without_a_tokenizer_says_what_was_expected(tmp_path):
     (tmp_path / "vocab.json").touch()
     assert refused(load_tokenizer, tmp_path) == (
-        f"folder {str(tmp_path)!r} holds no tokenizer: expected tokenizer.json, or encoder.json and vocab.bpe or "
-        "vocab.json and merges.txt"
+        f"folder {str(tmp_path)!r} holds no tokenizer: expected tokenizer.json, source.spm and target.spm and vocab.json, "
+        "spiece.model, tokenizer.model, encoder.json and vocab.bpe, vocab.json and merges.txt, vocab.txt, or a lone .gguf"
     )
 
 
