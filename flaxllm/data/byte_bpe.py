@@ -1,11 +1,22 @@
 """Byte-level BPE (Radford et al. 2019, section 2.2): the letters of the bytes, and how each family finds words in a text."""
 
+from typing import NamedTuple
+
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-from flaxllm.errors import InputError, did_you_mean
 
-# The patterns that the families publish in their tokenizer.json; the keys are the names that GGUF has for them.
+class Words(NamedTuple):
+    """How a family finds the words in which it merges bytes, and what goes with that."""
+
+    pattern: str | None = None  # None: GPT-2's
+    digits_apart: bool = False  # each by itself, before the pattern is looked for
+    nfc: bool = False  # whether the text is put in Unicode's form C
+    ignore_merges: bool = False  # a word that is in the vocabulary is taken whole, whatever the merges would make of it
+    adds_bos: bool = False  # where a GGUF file does not say (as llama.cpp has it)
+
+
+# The patterns are those that the families publish in their tokenizer.json.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -15,45 +26,35 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PATTERNS = {"llama-bpe": _LLAMA3, "qwen2": _LLAMA3.replace("{1,3}", ""), "tekken": _TEKKEN}
-_DIGITS_APART = "smollm"
-_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "smollm2": _DIGITS_APART}
-KINDS = ("gpt-2", _DIGITS_APART, *_PATTERNS, *_SAME)
-
-# These take a word that is in the vocabulary whole, whatever the merges would make of it.
-_WHOLE_WORDS = ("llama-bpe", "tekken")
-
-
-def byte_bpe(
-    vocab: dict[str, int], merges: list[tuple[str, str]], kind: str = "gpt-2", add_prefix_space: bool = False
-) -> tokenizers.Tokenizer:
-    """A byte-level BPE of these tokens' ids and merges, in their order, whose words are found as those of `kind`.
-
-    Raises:
-      InputError: the kind is not known.
-      Exception: from the library, which raises nothing more precise: a merge is not of the vocabulary.
-    """
-    kind = _SAME.get(kind, kind)
-    if kind not in KINDS:
-        raise InputError(f"the pre-tokenizer {kind!r} is not known: {did_you_mean(kind, KINDS)}")
-    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=kind in _WHOLE_WORDS))
-    return with_byte_words(backend, kind, add_prefix_space)
+GPT2 = Words()
+QWEN2 = Words(_LLAMA3.replace("{1,3}", ""), nfc=True)
+LLAMA3 = Words(_LLAMA3, ignore_merges=True, adds_bos=True)
+SMOLLM = Words(digits_apart=True)
+# By the names that GGUF has for them.
+WORDS = {
+    "gpt-2": GPT2,
+    "smollm": SMOLLM,
+    "smollm2": SMOLLM,
+    "qwen2": QWEN2,
+    "deepseek-r1-qwen": QWEN2,
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+    "tekken": Words(_TEKKEN, ignore_merges=True, adds_bos=True),
+}
 
 
-def with_byte_words(backend: tokenizers.Tokenizer, kind: str = "gpt-2", add_prefix_space: bool = False) -> tokenizers.Tokenizer:
-    """The same backend, made to find words as `kind` does and to spell them in bytes."""
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=kind not in _PATTERNS)
-    if kind in _PATTERNS:
-        words = pre_tokenizers.Split(Regex(_PATTERNS[kind]), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, by_bytes])
-    elif kind == _DIGITS_APART:
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
-    else:
-        backend.pre_tokenizer = by_bytes
-    if kind == "qwen2":
+def find_words(backend: tokenizers.Tokenizer, words: Words = GPT2, add_prefix_space: bool = False) -> None:
+    """Makes a backend find words as a family does, spell them in bytes, and decode these."""
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=words.pattern is None)]
+    if words.pattern is not None:
+        steps.insert(0, pre_tokenizers.Split(Regex(words.pattern), "isolated"))
+    if words.digits_apart:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    if words.nfc:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    return backend
 
 
 def byte_letters() -> list[str]:

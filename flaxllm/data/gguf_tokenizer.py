@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 
-from flaxllm.data.byte_bpe import KINDS, byte_bpe
+from flaxllm.data.byte_bpe import WORDS, find_words
 from flaxllm.data.gguf_metadata import read_metadata
 from flaxllm.data.json_file import brief
 from flaxllm.data.library_errors import blaming
@@ -25,7 +25,6 @@ from flaxllm.data.tokenizers import Tokenizer
 from flaxllm.errors import InputError, did_you_mean
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask"}
-_ADD_BOS_KINDS = ("llama-bpe", "llama3", "llama-v3", "tekken")  # where the file does not say (as llama.cpp has it)
 
 
 def load_gguf(path: Path) -> Tokenizer:
@@ -47,20 +46,22 @@ def load_gguf(path: Path) -> Tokenizer:
     ids = {role: metadata.token_id(f"ggml.{name}_token_id", len(tokens)) for role, name in _ROLES.items()}
     special = [AddedToken(tokens[index], normalized=False, special=True) for index in ids.values() if index is not None]
     backend.add_special_tokens(special)
-    adds_bos = metadata.get("ggml.add_bos_token", bool, kind == "llama" or metadata.get("ggml.pre", str, "") in _ADD_BOS_KINDS)
-    adds = {"bos": adds_bos, "eos": metadata.get("ggml.add_eos_token", bool, False)}
+    adds_bos = kind == "llama" or WORDS[metadata.get("ggml.pre", str)].adds_bos
+    adds = {"bos": metadata.get("ggml.add_bos_token", bool, adds_bos), "eos": metadata.get("ggml.add_eos_token", bool, False)}
     put_around(backend, *(tokens[ids[role]] if add and ids[role] is not None else None for role, add in adds.items()))
     return Tokenizer(backend, **ids, chat_template=metadata.chat_template(), max_len=metadata.context_length())
 
 
 def _byte_level(metadata: "_Keys", tokens: list[str]) -> tokenizers.Tokenizer:
     pre = metadata.get("ggml.pre", str)
-    if pre not in KINDS:
-        raise InputError(f"{metadata.path} finds words as {pre!r} does (tokenizer.ggml.pre): {did_you_mean(pre, KINDS)}")
+    if pre not in WORDS:
+        raise InputError(f"{metadata.path} finds words as {pre!r} does (tokenizer.ggml.pre): {did_you_mean(pre, WORDS)}")
     merges = [tuple(merge.split(" ")) for merge in metadata.strings("ggml.merges")]
     if any(len(merge) != 2 for merge in merges):
         raise InputError(f"{metadata.path} has a merge that is not of two tokens (tokenizer.ggml.merges): fetch it again")
-    backend = byte_bpe({token: index for index, token in enumerate(tokens)}, merges, pre)
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=WORDS[pre].ignore_merges))
+    find_words(backend, WORDS[pre])
     kinds = metadata.numbers("ggml.token_type", len(tokens))
     for kind in (CONTROL, USER_DEFINED):
         found = [token for token, its_kind in zip(tokens, kinds) if its_kind == kind]

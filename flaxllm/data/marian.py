@@ -7,7 +7,7 @@ from tokenizers import AddedToken, decoders, models
 
 from flaxllm.data.json_file import read_object
 from flaxllm.data.library_errors import blaming
-from flaxllm.data.sentencepiece_files import NORMAL, SentencePiece, keep_as_text, put_around, read_model, with_spaces
+from flaxllm.data.sentencepiece_files import NORMAL, keep_as_text, put_around, read_model, with_spaces
 from flaxllm.data.tokenizer_config import FAMILIES, TokenizerConfig, complete
 from flaxllm.data.tokenizers import Tokenizer, Translation
 from flaxllm.errors import InputError
@@ -49,13 +49,14 @@ def load_marian(files: list[Path], config: TokenizerConfig) -> Tokenizer:
 
 def _backend(path: Path, tokens: list[str], special: list[str], unk: int) -> tokenizers.Tokenizer:
     """The backend that cuts a text by one model, with the vocabulary's ids, and higher ones for pieces that it lacks."""
-    model: SentencePiece = read_model(path)
+    model = read_model(path)
     if not model.is_unigram:
         raise InputError(f"{path} is a BPE model: expected a unigram model, as Marian's are")
     scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
+    known = set(tokens)
     kept = {*scores, *special, *filter(_is_code, tokens)}
     entries = [(token if token in kept else _OTHER + token, scores.get(token, 0.0)) for token in tokens]
-    entries += [(piece, score) for piece, score in scores.items() if piece not in set(tokens)]
+    entries += [(piece, score) for piece, score in scores.items() if piece not in known]
     with blaming(f"{path} is a SentencePiece model that cannot be used"):
         backend = tokenizers.Tokenizer(models.Unigram(entries, unk, byte_fallback=False))
         with_spaces(backend, model)

@@ -58,7 +58,10 @@ def read_model(path: Path) -> SentencePiece:
         raise InputError(f"{path} is not a SentencePiece model that can be read: {one_line(error)}") from error
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
-        raise InputError(f"{path} is not a whole SentencePiece model: it lacks its pieces or its settings, so fetch it again")
+        raise InputError(
+            f"{path} is not a whole SentencePiece model: fetch it again, or, as Llama 3 has another kind of file of this name, "
+            "the tokenizer.json beside it"
+        )
     if trainer.model_type not in (_UNIGRAM, _BPE):
         raise InputError(f"{path} is a SentencePiece model of type {trainer.model_type}: expected 1 (unigram) or 2 (BPE)")
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:

@@ -79,8 +79,6 @@ class TokenizerConfig:
 
     def tokens_by_role(self, default: Mapping[str, str | AddedToken]) -> dict[str, AddedToken | None]:
         """The special tokens that the files name; of `default` those of which they say nothing."""
-        if _class_name(self.values) in _GENERIC and any(f"{role}_token" in self.values for role in ROLES):
-            default = {}
         found = {role: self.values.get(f"{role}_token", default.get(role)) for role in ROLES}
         return {role: None if token is None else self._token(token, f"{role}_token") for role, token in found.items()}
 

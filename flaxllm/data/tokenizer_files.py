@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from flaxllm.data.byte_bpe import with_byte_words
+from flaxllm.data.byte_bpe import GPT2, QWEN2, find_words
 from flaxllm.data.gguf_tokenizer import load_gguf
 from flaxllm.data.hub import resolve
 from flaxllm.data.library_errors import blaming, one_line
@@ -117,6 +117,8 @@ def _load_word_piece(files: list[Path], config: TokenizerConfig) -> Tokenizer:
     """BERT's vocab.txt: a token a line, in the order of their ids (Devlin et al. 2019)."""
     path = files[0]
     family = config.require(path, ("bert", "distilbert"))
+    if not config.flag("do_basic_tokenize", True):
+        raise InputError(f"{config.folder / CONFIG} has do_basic_tokenize false, words cut at spaces only: expected true")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -146,7 +148,7 @@ def _load_byte_bpe(files: list[Path], config: TokenizerConfig) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE.from_file(*map(str, files)))
     family = config.require(files[0], ("gpt2", "roberta", "qwen2"), _likely_family(backend))
     with_space = config.flag("add_prefix_space", False)
-    with_byte_words(backend, "qwen2" if family == "qwen2" else "gpt-2", with_space)
+    find_words(backend, QWEN2 if family == "qwen2" else GPT2, with_space)
     default = dict(FAMILIES[family])
     if family == "roberta":
         return _roberta(backend, config, files[0], default, with_space)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from flaxllm.data.byte_bpe import byte_letters, with_byte_words
+from flaxllm.data.byte_bpe import byte_letters, find_words
 from flaxllm.data.tokenizer_files import load
 from flaxllm.data.tokenizers import EACH_CHARACTER, END_OF_TEXT, Tokenizer
 from flaxllm.errors import InputError
@@ -46,10 +46,9 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
             f"a byte-level BPE cannot have {vocab_size} tokens: set vocab_size from {least} (the bytes and "
             f"{END_OF_TEXT}) to {most}"
         )
-    backend = with_byte_words(tokenizers.Tokenizer(models.BPE()))
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=sorted(byte_letters()), show_progress=False
-    )
+    backend = tokenizers.Tokenizer(models.BPE())
+    find_words(backend)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=sorted(byte_letters()), show_progress=False)
     backend.train_from_iterator(documents, trainer)
     tokenizer = _finished(backend)
     if tokenizer.vocab_size < vocab_size:
@@ -61,8 +60,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def make_tokenizer(spec: str, documents: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer that a config names: "bytes", "chars" or "bpe" (these two made from `documents`), or what `load`
-    takes.
+    """The tokenizer that a config names: "bytes", "chars" or "bpe" (these two made from `documents`), or a path or id.
 
     Raises:
       InputError: no such tokenizer, or a `vocab_size` where it is not the caller's to choose (or missing for "bpe").

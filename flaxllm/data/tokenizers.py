@@ -69,7 +69,6 @@ class Tokenizer:
 
     def __post_init__(self):
         self.backend.encode_special_tokens = True
-        self._target.encode_special_tokens = True
 
     def __reduce__(self):  # the library pickles all but `encode_special_tokens`
         return Tokenizer, tuple(getattr(self, field.name) for field in dataclasses.fields(self))

@@ -71,12 +71,12 @@ def rotation(
 
 
 def rotate(x: Float[Array, "batch length heads head_dim"], by: Rotation) -> Float[Array, "batch length heads head_dim"]:
-    """Turn each pair of dimensions, in float32 at least.
+    """Turn each pair of dimensions; the products are in float32 at least, as the rotation is.
 
     A pair is a dimension of the first half of a head and the one at the same place in the second half, as in the published
     checkpoints; the paper pairs neighbours.
     """
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)
     cos, sin = by.cos[:, :, None, :], by.sin[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 

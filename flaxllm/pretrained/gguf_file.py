@@ -42,26 +42,34 @@ _NAMES = {
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(\w+)\.(weight|bias)")
 _EMBEDDING, _OUTPUT, _ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
-# What an architecture's metadata may say besides, each with the one value that changes nothing here.
+# What is known of how attention and its rotation go; anything else that is said of them is refused.
+_ATTENTION_KEYS = {
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+}  # fmt: skip
+# What may be said besides, each with the one value that changes nothing here.
 _NEUTRAL = {
-    "expert_count": 0,
-    "attention.sliding_window": 0,
     "attention.causal": True,
-    "attention.clamp_kqv": 0.0,
-    "attention.max_alibi_bias": 0.0,
-    "attention.scale": 0.0,
     "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
     "embedding_scale": 1.0,
     "residual_scale": 1.0,
     "logit_scale": 1.0,
+    "expert_count": 0,
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
 }
 # Of Llama 3.1 to 3.3, whose files hold the factors of all frequencies in place of these numbers.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """The checkpoint in a GGUF file, of the architecture llama (with Mistral and SmolLM2), qwen2 or qwen3.
+    """The checkpoint in a GGUF file, of the architecture llama (with SmolLM2, and Mistral without its window, which such
+    files do not hold), qwen2 or qwen3.
 
     F16, BF16, F32 and F64 keep their dtype, and what the gguf package dequantizes becomes float32.
 
@@ -130,8 +138,7 @@ def _config(
 ) -> dict[str, Any]:
     """What a config.json of this model says."""
     own = f"{architecture}."
-    for name, neutral in _NEUTRAL.items():
-        keys.only(own + name, neutral)
+    _check_known(keys, own)
     if _EMBEDDING not in stored:
         raise InputError(f"{keys.file} holds no tensor {_EMBEDDING}: it is no language model, or not whole")
     num_layers, num_heads = (_count(keys, own + name) for name in ("block_count", "attention.head_count"))
@@ -162,6 +169,15 @@ def _config(
         "eos_token_id": keys.integer("tokenizer.ggml.eos_token_id", None),
         "pad_token_id": keys.integer("tokenizer.ggml.padding_token_id", None),
     }
+
+
+def _check_known(keys: Keys, own: str) -> None:
+    for name, neutral in _NEUTRAL.items():
+        keys.only(own + name, neutral)
+    for key, value in keys.values.items():
+        name = key.removeprefix(own)
+        if key.startswith((f"{own}attention.", f"{own}rope.")) and name not in _ATTENTION_KEYS | _NEUTRAL.keys() and value:
+            raise InputError(f"{keys.file} has {brief(key)} {brief(value)}, which flaxllm does not compute: use another file")
 
 
 def _count(keys: Keys, name: str, *default: int) -> int:

@@ -23,9 +23,9 @@ ARCHITECTURES = {name.capitalize() + end: head for name in MODEL_TYPES for end, 
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 _DEFAULTS = {
     "llama": _TOKENS,
-    "mistral": _TOKENS | {"sliding_window": 4096},
-    "qwen2": {"sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": {"sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    "mistral": _TOKENS | {"sliding_window": 4096, "num_key_value_heads": 8},
+    "qwen2": {"sliding_window": 4096, "max_window_layers": 28, "num_key_value_heads": 32},
+    "qwen3": {"sliding_window": 4096, "max_window_layers": 28, "num_key_value_heads": 32, "head_dim": 128},
 }
 _SLIDING = {"full_attention": False, "sliding_attention": True}
 

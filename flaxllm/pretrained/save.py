@@ -1,5 +1,6 @@
 """Models to the form in which others read them: config.json, safetensors, and the tokenizer's files."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from flaxllm import nn
 from flaxllm.data import NoTokenizer, Tokenizer, load_tokenizer
 from flaxllm.errors import InputError
 from flaxllm.models import Model
+from flaxllm.models.heads import LABELS
 from flaxllm.nn import Param
 from flaxllm.pretrained.checkpoint import write_checkpoint
 from flaxllm.pretrained.families import FAMILIES, architecture_of
@@ -67,7 +69,9 @@ def convert(source: str | Path, directory: str | Path, dtype: str | None = None,
 
 def config_of(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
     """The content of config.json."""
-    config = FAMILIES[model.family].write_config(model.config, model.head)
+    # transformers takes the size of a span head from the labels, which are another head's.
+    labels = {"labels": LABELS} if model.head == "question-answering" else {}
+    config = FAMILIES[model.family].write_config(dataclasses.replace(model.config, **labels), model.head)
     architecture = architecture_of(config["model_type"], model.family, model.head)
     dtype = jnp.result_type(*{array.dtype for array in arrays.values()})
     return {"architectures": [architecture], "dtype": dtype.name, **config}

@@ -98,9 +98,11 @@ def test_a_step_with_nnx_is_the_functional_one(stepped):
 
 def test_a_model_is_a_part_of_a_larger_module():
     class Scorer(linen.Module):
-        @linen.compact
+        def setup(self):
+            self.encoder, self.score = as_linen(MODEL), linen.Dense(1)
+
         def __call__(self, tokens):
-            return linen.Dense(1)(as_linen(MODEL).clone(name="encoder")(tokens).hidden[:, 0])
+            return self.score(self.encoder(tokens).hidden[:, 0])
 
     variables = Scorer().init(KEY, TOKENS)
     same(jax.tree.map(jnp.shape, variables["params"]["encoder"]), jax.tree.map(jnp.shape, PARAMS))

@@ -44,7 +44,7 @@ TEXTS = [
 SPECIAL_TEXTS = ["The [MASK] is [SEP] here.", "The <mask> is </s> <s> here.<pad>", "a <extra_id_0> b<extra_id_1>.", "x<|endoftext|>y"]
 FIRSTS = ["The quick brown fox", "A question of length: is this one longer than the other?", "Yes"]
 SECONDS = ["jumps over the lazy dog and then sleeps for a very long while", "No", "It is not so, and what is more it never was"]
-# How a batch is asked for, in the words of `Tokenizer.__call__`; "pairs" are the seconds.
+# How a batch is asked for, in the words of `Tokenizer.__call__`; "pairs" names the second texts.
 CALLS = [
     {},
     {"padding_side": "left"},
@@ -52,13 +52,14 @@ CALLS = [
     {"max_len": 40, "padding": "max_len"},
     {"add_special_tokens": False},
     {"max_len": 10, "stride": 3},
-    {"pairs": True},
-    {"pairs": True, "padding_side": "left", "max_len": 30, "padding": "max_len"},
-    {"pairs": True, "max_len": 16, "truncation": "longest_first"},
-    {"pairs": True, "max_len": 15, "truncation": "longest_first", "padding_side": "left"},
-    {"pairs": True, "max_len": 30, "truncation": "only_second"},
-    {"pairs": True, "max_len": 60, "truncation": "only_first", "padding": "max_len"},
-    {"pairs": True, "max_len": 34, "truncation": "only_second", "stride": 4},
+    {"pairs": "seconds"},
+    {"pairs": "seconds", "padding_side": "left", "max_len": 30, "padding": "max_len"},
+    {"pairs": "seconds", "max_len": 16, "truncation": "longest_first"},
+    {"pairs": "seconds", "max_len": 15, "truncation": "longest_first", "padding_side": "left"},
+    {"pairs": "seconds", "max_len": 30, "truncation": "only_second"},
+    {"pairs": "seconds", "max_len": 60, "truncation": "only_first", "padding": "max_len"},
+    {"pairs": "seconds", "max_len": 34, "truncation": "only_second", "stride": 4},
+    {"pairs": "firsts", "max_len": 20},
 ]
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -82,7 +83,7 @@ TOOLS = [{"type": "function", "function": {"name": "caf\u00e9 <b>", "parameters"
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    (FOLDER / "texts.json").write_text(_json({"texts": TEXTS, "special": SPECIAL_TEXTS, "firsts": FIRSTS, "seconds": SECONDS}), encoding="utf-8")
+    write(FOLDER / "texts.json", {"texts": TEXTS, "special": SPECIAL_TEXTS, "firsts": FIRSTS, "seconds": SECONDS})
     make_bert()
     make_byte_level()
     make_sentencepiece()
@@ -106,17 +107,16 @@ def make_bert() -> None:
         backend.train_from_iterator(training_lines(), trainer)
         vocab = backend.get_vocab()
         folder = FOLDER / name
-        folder.mkdir()
-        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in sorted(vocab, key=vocab.get)), encoding="utf-8")
+        write(folder / "vocab.txt", "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get)))
         config = {"tokenizer_class": "BertTokenizer", "do_lower_case": not cased, "model_max_length": 512}
         if cased:
             config |= {"tokenize_chinese_chars": False, "strip_accents": True}
-        (folder / "tokenizer_config.json").write_text(_json(config), encoding="utf-8")
+        write(folder / "tokenizer_config.json", config)
         freeze(transformers.BertTokenizer.from_pretrained(folder), folder, with_calls=not cased)
     saved = FOLDER / "bert_saved"  # as transformers writes them now
     transformers.BertTokenizer.from_pretrained(FOLDER / "bert").save_pretrained(saved)
     tokenizer = json.loads((saved / "tokenizer.json").read_text())
-    (saved / "tokenizer.json").write_text(_json(tokenizer), encoding="utf-8")
+    write(saved / "tokenizer.json", tokenizer)
 
 
 def make_byte_level() -> None:
@@ -144,17 +144,17 @@ def make_byte_level() -> None:
     }
     for name, (kind, tokens, config) in made.items():
         folder = FOLDER / name
-        folder.mkdir()
-        (folder / "vocab.json").write_text(_json({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
-        (folder / "merges.txt").write_text(merges, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(_json(config), encoding="utf-8")
+        write(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
+        write(folder / "merges.txt", merges)
+        write(folder / "tokenizer_config.json", config)
         freeze(kind.from_pretrained(folder), folder, with_calls=name != "roberta_prefix")
 
 
 def make_sentencepiece() -> None:
     rules = FOLDER / "rules.tsv"  # a few rules only: SentencePiece's own are a quarter of a megabyte in each model
-    rules.write_text("".join(f"{ord(char):X}\t{' '.join(f'{ord(c):X}' for c in to)}\n" for char, to in
-                             [("\t", " "), ("\n", " "), ("\r", " "), ("\xa0", " "), ("\u2028", " "), ("\ufb01", "fi"), ("\u2460", "1"), ("\x01", "")]))  # fmt: skip
+    spaces = {char: " " for char in "\t\n\r\xa0\u2028"}
+    replaced = {**spaces, "\ufb01": "fi", "\u2460": "1", "\x01": ""}.items()
+    write(rules, "".join(f"{ord(char):X}\t{' '.join(f'{ord(c):X}' for c in to)}\n" for char, to in replaced))
     unigram = {"model_type": "unigram", "normalization_rule_tsv": str(rules), "character_coverage": 0.995}
     t5, llama, marian = FOLDER / "t5", FOLDER / "llama", FOLDER / "marian"
     for folder in (t5, llama, marian):
@@ -172,8 +172,8 @@ def make_sentencepiece() -> None:
         pieces |= dict.fromkeys(model.id_to_piece(i) for i in range(3, model.get_piece_size()))
     kept = [piece for number, piece in enumerate(sorted(pieces)) if number % 12]  # each twelfth becomes <unk>
     tokens = ["</s>", "<unk>", *kept[::-1], ">>fra<<", "<pad>"]
-    (marian / "vocab.json").write_text(_json({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
-    (marian / "tokenizer_config.json").write_text(_json({"source_lang": "en", "target_lang": "de", "model_max_length": 512}), encoding="utf-8")
+    write(marian / "vocab.json", {token: index for index, token in enumerate(tokens)})
+    write(marian / "tokenizer_config.json", {"source_lang": "en", "target_lang": "de", "model_max_length": 512})
     freeze_marian(transformers.MarianTokenizer.from_pretrained(marian), marian)
     rules.unlink()
 
@@ -214,14 +214,13 @@ def make_gguf() -> None:
 
 
 def make_qwen2(folder: Path, learnt: list[str], merges: list[str], added: list[str]) -> None:
-    folder.mkdir()
-    (folder / "vocab.json").write_text(_json({token: index for index, token in enumerate(learnt)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    write(folder / "vocab.json", {token: index for index, token in enumerate(learnt)})
+    write(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
     by_id = {len(learnt) + i: {"content": token, "special": token != "<tool>", **flags} for i, token in enumerate(added)}
     roles = {"unk_token": added[0], "bos_token": added[1], "eos_token": added[2], "pad_token": added[2]}
     config = {"tokenizer_class": "Qwen2Tokenizer", **roles, "added_tokens_decoder": by_id, "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(_json(config), encoding="utf-8")
+    write(folder / "tokenizer_config.json", config)
 
 
 def started(path: Path, model: str, tokens: list[str], kinds: list[int], **ids: int) -> gguf.GGUFWriter:
@@ -246,7 +245,6 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 def freeze(tokenizer, folder: Path, with_calls: bool = True) -> None:
     """What transformers gives for each text by itself, and for batches."""
-    folder.mkdir(exist_ok=True)
     out = tokenizer(TEXTS + SPECIAL_TEXTS, return_offsets_mapping=True)
     ids, offsets = out["input_ids"], out["offset_mapping"]
     decoded, skipped = (tokenizer.batch_decode(ids, skip_special_tokens=skip) for skip in (False, True))
@@ -256,10 +254,10 @@ def freeze(tokenizer, folder: Path, with_calls: bool = True) -> None:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         frozen["calls"] = [[call, batch(tokenizer, **call)] for call in CALLS]
-    (folder / "frozen.json").write_text(_json(frozen), encoding="utf-8")
+    write(folder / "frozen.json", frozen)
 
 
-def batch(tokenizer, pairs: bool = False, padding: str = "longest", max_len: int | None = None, **options) -> dict:
+def batch(tokenizer, pairs: str | None = None, padding: str = "longest", max_len: int | None = None, **options) -> dict:
     given = {
         "padding": "max_length" if padding == "max_len" else padding,
         "truncation": options.get("truncation", "longest_first" if max_len else False),
@@ -269,7 +267,7 @@ def batch(tokenizer, pairs: bool = False, padding: str = "longest", max_len: int
         "padding_side": options.get("padding_side", "right"),
         "add_special_tokens": options.get("add_special_tokens", True),
     }
-    out = tokenizer(FIRSTS, SECONDS if pairs else None, **given, return_offsets_mapping=True, return_special_tokens_mask=True)
+    out = tokenizer(FIRSTS, {"firsts": FIRSTS, "seconds": SECONDS}.get(pairs), **given, return_offsets_mapping=True, return_special_tokens_mask=True)
     encodings = [out[i] for i in range(len(out["input_ids"]))]
     words = [[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings]
     sequences = [[-1 if sequence is None else sequence for sequence in encoding.sequence_ids] for encoding in encodings]
@@ -281,7 +279,7 @@ def freeze_marian(tokenizer, folder: Path) -> None:
     frozen = {"roles": {role: getattr(tokenizer, f"{role}_token_id") for role in ("eos", "unk", "pad")},
               "texts": texts, "source": tokenizer(texts)["input_ids"], "target": tokenizer(text_target=texts)["input_ids"]}  # fmt: skip
     frozen["decoded"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in frozen["target"]]
-    (folder / "frozen.json").write_text(_json(frozen), encoding="utf-8")
+    write(folder / "frozen.json", frozen)
 
 
 def freeze_chat(tokenizer, folder: Path) -> None:
@@ -290,7 +288,7 @@ def freeze_chat(tokenizer, folder: Path) -> None:
         text = tokenizer.apply_chat_template(CHAT, tokenize=False, **options)
         out = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True, **options)
         chats.append({"options": options, "text": text, "tokens": out["input_ids"], "assistant": out["assistant_masks"]})
-    (folder / "chats.json").write_text(_json({"messages": CHAT, "chats": chats}), encoding="utf-8")
+    write(folder / "chats.json", {"messages": CHAT, "chats": chats})
 
 
 def has_other_digits(text: str) -> bool:
@@ -310,11 +308,13 @@ def freeze_real() -> None:
         "smollm2": {text: smollm2(text)["input_ids"] for text in TEXTS if not has_other_digits(text)},
         "smollm2 chat": smollm2.apply_chat_template(CHAT, tokenize=True, add_generation_prompt=True)["input_ids"],
     }
-    (FOLDER / "real.json").write_text(_json(frozen), encoding="utf-8")
+    write(FOLDER / "real.json", frozen)
 
 
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def write(path: Path, content) -> None:
+    path.parent.mkdir(exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

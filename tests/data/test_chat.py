@@ -1,16 +1,15 @@
 """Chats: what templates give against transformers (frozen), what is the assistant's, and what strangers' templates cannot do."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.frozen_tokenizers import load, read
 from flaxllm.data import load_tokenizer
 from flaxllm.data.chat import choose_template, render
 from flaxllm.errors import InputError
 
-FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
@@ -27,13 +26,13 @@ def refused(call, *args, **options) -> str:
 
 @pytest.fixture
 def tokenizer():
-    return load_tokenizer(FOLDER / "smollm.gguf")
+    return load("smollm")
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
 def test_chats_have_the_text_the_ids_and_the_assistants_words_of_transformers(name):
-    tokenizer = load_tokenizer(FOLDER / f"{name}.gguf")
-    frozen = json.loads((FOLDER / name / "chats.json").read_text(encoding="utf-8"))
+    tokenizer = load(name)
+    frozen = read(f"{name}/chats.json")
     for chat in frozen["chats"]:
         options = {"add_generation_prompt": False} | chat["options"]
         assert tokenizer.chat(frozen["messages"], **options) == chat["text"]
@@ -138,7 +137,7 @@ def test_a_tokenizer_may_have_several_templates():
 
 
 def test_templates_are_found_in_each_of_their_places(tmp_path):
-    tokenizer = load_tokenizer(FOLDER / "gpt2")
+    tokenizer = load("gpt2")
     tokenizer.save(tmp_path)
     assert "no chat template" in refused(load_tokenizer(tmp_path).chat, MESSAGES)
     path = tmp_path / "tokenizer_config.json"

@@ -2,28 +2,27 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.frozen_tokenizers import load
 from flaxllm.data import byte_level, char_level, load_tokenizer
 from flaxllm.errors import InputError
 
-FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 words = st.lists(st.sampled_from(["dog", "Class", "it's", "naïve", "語", "12"]), max_size=9).map(" ".join)
 
 
 @pytest.fixture(scope="module")
 def bert():
-    return load_tokenizer(FOLDER / "bert")
+    return load("bert")
 
 
 @pytest.fixture(scope="module")
 def roberta():
-    return load_tokenizer(FOLDER / "roberta")
+    return load("roberta")
 
 
 def refused(call, *args, **options) -> str:
@@ -70,6 +69,15 @@ def test_pairs_are_cut_from_the_longer_until_they_fit(bert, texts, room, side):
         assert (valid[:padding] if side == "left" else valid[len(valid) - padding :]).sum() == 0
 
 
+@pytest.mark.parametrize(("truncation", "cut"), [("only_first", 0), ("only_second", 1)])
+def test_one_text_of_a_pair_is_cut_and_the_other_stays_whole(bert, truncation, cut):
+    texts = ["dog " * 9, "class " * 9]
+    ids = [bert.encode(text).tolist() for text in texts]
+    encoded = bert(*texts, max_len=sum(map(len, ids)), truncation=truncation)
+    ids[cut] = ids[cut][:-3]
+    assert encoded.tokens[0].tolist() == [bert.cls, *ids[0], bert.sep, *ids[1], bert.sep]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(first=words, second=st.lists(words, min_size=1, max_size=4).map(" ".join), room=st.integers(2, 9), stride=st.integers(0, 4))
 def test_windows_hold_all_of_a_text_and_overlap_by_the_stride(bert, first, second, room, stride):
@@ -113,7 +121,7 @@ def test_words_are_numbered_as_they_were_given(bert):
 
 
 def test_a_tokenizer_without_pad_fills_up_with_the_end_of_text():
-    gpt2, chars = load_tokenizer(FOLDER / "gpt2"), char_level(["abc"])
+    gpt2, chars = load("gpt2"), char_level(["abc"])
     assert gpt2.pad is None
     encoded = gpt2(["a", "a dog"])
     assert (encoded.tokens[~encoded.valid] == gpt2.end_of_text).all() and not encoded.valid.all()

@@ -15,7 +15,7 @@ from flaxllm.nn import Context, Taps
 TINY = dict(vocab_size=50, max_len=16, num_layers=3, num_heads=2, head_dim=8, d_model=16, d_mlp=24, norm_eps=1e-5)
 VARIANTS = {
     "bert": {},
-    "roberta": dict(position_offset=2, num_token_types=1, pooler=False, pad_token=1, transform_activation="gelu"),
+    "roberta": dict(position_offset=2, num_token_types=1, pooler=False, pad_token=1, transform_activation="relu"),
     "distilbert": dict(num_token_types=0, pooler=False, activation="relu"),
 }
 MODELS = {variant: build("bert", {**TINY, "variant": variant, **fields}) for variant, fields in VARIANTS.items()}
@@ -142,6 +142,12 @@ def test_packing_changes_no_document(variant, cuts, seed):
     check_documents(variant, spans, inputs | types_of(variant, rng))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sequence_can_be_as_long_as_max_len(variant):
+    hidden = APPLY[variant](PARAMS[variant], jnp.arange(16)[None]).hidden
+    near(hidden[0], in_numpy(PARAMS[variant], MODELS[variant].config, np.arange(16))["hidden"])
+
+
 def test_layers_as_a_tuple_give_the_same():
     cut = nn.unstack(jax.tree.map(jnp.copy, PARAMS["bert"]))
     whole, apart = (MODEL.apply(params, TOKENS) for params in (PARAMS["bert"], cut))
@@ -241,11 +247,12 @@ def test_each_rate_of_dropout_acts_where_it_should(variant, head):
         assert same == (name not in DROPS[variant, head]), name
 
 
-def test_distilberts_classifier_drops_values_of_its_own_layer_only():
-    shape = bert.heads(preset("distilbert-base").config)["sequence-classification"]
-    assert (shape.dropout, shape.inner_dropout) == (0.0, 0.2)
-    shape = bert.heads(preset("roberta-base").config)["sequence-classification"]
-    assert (shape.dropout, shape.inner_dropout) == (0.1, 0.1)
+def test_the_heads_of_the_released_models_drop_with_their_rates():
+    rates = {name: bert.heads(preset(name).config) for name in ("bert-base", "roberta-base", "distilbert-base")}
+    assert rates["bert-base"]["next-sentence"].dropout == rates["bert-base"]["pretraining"].dropout == 0.0
+    for name, expected in (("roberta-base", (0.1, 0.1)), ("distilbert-base", (0.0, 0.2))):
+        shape = rates[name]["sequence-classification"]
+        assert (shape.dropout, shape.inner_dropout) == expected
 
 
 def test_dropout_follows_the_norm_of_the_embedding_and_precedes_those_of_the_layers():

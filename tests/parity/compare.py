@@ -15,7 +15,7 @@ from flaxllm.objectives.cross_entropy import cross_entropy
 from flaxllm.pretrained.load import from_pretrained
 from flaxllm.pretrained.save import save_pretrained
 from flaxllm.training.optimizer import make_optimizer, make_schedule
-from parity.frozen import ADAMW, LOSS_SCALE, WEIGHT_DECAY, Tensors, read_arrays
+from parity.frozen import ADAMW, LOSS_SCALE, WEIGHT_DECAY, Tensors, at_kept, read_arrays
 
 OPTIMIZER = ConfigDict({
     "name": "adamw",
@@ -34,7 +34,6 @@ OPTIMIZER = ConfigDict({
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
-
 class Computed(NamedTuple):
     outputs: Tensors
     loss: float
@@ -45,6 +44,7 @@ class Computed(NamedTuple):
 
 
 def compute(folder: Path) -> Computed:
+    """All that is compared. The reference's gradients become ours as a checkpoint does."""
     model, params = from_pretrained(folder)
     _, their_gradients = from_pretrained(folder / "gradients.safetensors")
     gradient = jax.jit(jax.value_and_grad(partial(_loss, model), has_aux=True), compiler_options=COMPILER_OPTIONS)
@@ -57,6 +57,7 @@ def compute(folder: Path) -> Computed:
 
 
 def under_their_names(model: Model, tree: dict) -> Tensors:
+    """A tree like the parameters, as `save_pretrained` names and shapes it."""
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(folder, model, tree)
         return load_file(Path(folder) / "model.safetensors")
@@ -80,8 +81,4 @@ def _loss(model: Model, params: dict, arrays: dict[str, Tensors]) -> tuple[jax.A
     for name, direction in arrays.get("directions", {}).items():
         component = outputs[name] @ direction
         loss += (component * weights).sum() / weights.sum() if component.ndim == 2 else component.mean()
-    return LOSS_SCALE * loss, {name: _kept(outputs[name], arrays["kept"], name) for name in arrays["outputs"]}
-
-
-def _kept(output: jax.Array, kept: Tensors, name: str) -> jax.Array:
-    return output[tuple(kept["source" if name == "encoded" else "target"])] if output.ndim == 3 else output
+    return LOSS_SCALE * loss, {name: at_kept(outputs[name], name, arrays["kept"]) for name in arrays["outputs"]}

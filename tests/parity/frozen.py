@@ -1,6 +1,7 @@
-"""Reading a reference's folder, with numpy alone."""
+"""What is written in a reference's folder, and how it is read with numpy alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -22,6 +23,11 @@ def read_arrays(folder: Path) -> dict[str, Tensors]:
             group, name = path.split("/", 1)
             groups.setdefault(group, {})[name] = arrays[path]
     return groups
+
+
+def at_kept(output: Any, name: str, kept: Tensors) -> Any:
+    """An output, numpy's or jax's, at the positions that are kept; one for a whole sequence has none, and is kept whole."""
+    return output[tuple(kept["source" if name == "encoded" else "target"])] if output.ndim == 3 else output
 
 
 def pack_step(weights: Tensors, gradients: Tensors, stepped: Tensors) -> Tensors:

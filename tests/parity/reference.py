@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from parity.batch import Side, kept_positions, make_inputs, make_targets, source_side, target_side
 from parity.case import Case
-from parity.frozen import ADAMW, LOSS_SCALE, WEIGHT_DECAY, pack_step
+from parity.frozen import ADAMW, LOSS_SCALE, WEIGHT_DECAY, Tensors, at_kept, pack_step
 
 KEPT = 32  # positions of each output that are written down
 THEIR_NAMES = {
@@ -37,32 +37,34 @@ def write_reference(case: Case, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     inputs = inputs_of(case, model)
     outputs = outputs_of(case, model, inputs)
-    top = [name for name in ("vocab", "classes") if name in outputs] or [n for n in ("hidden", "pooled") if n in outputs]
     targets, weights = make_targets(case, model.config.vocab_size)
-    rng = np.random.default_rng(case.seed + 2)
-    directions = {name: rng.normal(size=outputs[name].shape[-1]).astype(np.float32) for name in top if name != "vocab"}
-    loss = loss_of({name: outputs[name] for name in top}, targets, weights, directions)
+    directions = directions_of(case, outputs)
+    loss = loss_of(outputs, targets, weights, directions)
     loss.backward()
+    kept = {"source": source_side(case), "target": target_side(case)}
+    kept = {name: kept_positions(side, case.batch, KEPT) for name, side in kept.items()}
+    arrays = {
+        "inputs": inputs,
+        "kept": kept,
+        "outputs": {name: at_kept(x.detach().numpy(), name, kept) for name, x in outputs.items()},
+        "loss": {"value": loss.detach().numpy(), "targets": targets, "weights": weights},
+        "directions": directions,
+        "step": write_gradients_and_step(model, folder),
+    }
+    flat = {f"{group}/{name}": array for group, members in arrays.items() for name, array in members.items()}
+    np.savez_compressed(folder / "reference.npz", **flat)
 
+
+def write_gradients_and_step(model: transformers.PreTrainedModel, folder: Path) -> Tensors:
+    """Write the gradient of every tensor in the checkpoint (0 for what is not trained), and take the step."""
     stored = load_file(folder / "model.safetensors")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name in stored}
     gradients = {name: torch.zeros_like(x) for name, x in stored.items()}
     gradients |= {name: p.grad for name, p in trained.items() if p.grad is not None}
     save_file(gradients, folder / "gradients.safetensors")
     step(model)
-    numbers = [{name: x.detach().numpy() for name, x in tensors.items()} for tensors in (stored, gradients, trained)]
-    kept = {"source": source_side(case), "target": target_side(case)}
-    kept = {name: kept_positions(side, case.batch, KEPT) for name, side in kept.items()}
-    arrays = {
-        "inputs": inputs,
-        "kept": kept,
-        "outputs": {name: at(kept, name, x.detach().numpy()) for name, x in outputs.items()},
-        "loss": {"value": loss.detach().numpy(), "targets": targets, "weights": weights},
-        "directions": directions,
-        "step": pack_step(*numbers),
-    }
-    flat = {f"{group}/{name}": array for group, members in arrays.items() for name, array in members.items()}
-    np.savez_compressed(folder / "reference.npz", **flat)
+    numbers = ({name: x.detach().numpy() for name, x in tensors.items()} for tensors in (stored, gradients, trained))
+    return pack_step(*numbers)
 
 
 def random_model(case: Case) -> transformers.PreTrainedModel:
@@ -149,11 +151,16 @@ def call(model: transformers.PreTrainedModel, inputs: dict[str, Tensor]) -> dict
     return {name: x for name, x in outputs.items() if x is not None}
 
 
-def loss_of(
-    outputs: dict[str, Tensor], targets: np.ndarray, weights: np.ndarray, directions: dict[str, np.ndarray]
-) -> Tensor:
-    """The weighted mean of the cross-entropy over a vocabulary; of other outputs, that of their component along a random
-    direction, a sum over both where there are both."""
+def directions_of(case: Case, outputs: dict[str, Tensor]) -> Tensors:
+    """A random direction for each output that the loss reads and that is over no vocabulary."""
+    read = {"vocab", "classes"} & outputs.keys() or {"hidden", "pooled"} & outputs.keys()
+    rng = np.random.default_rng(case.seed + 2)
+    return {name: rng.normal(size=outputs[name].shape[-1]).astype(np.float32) for name in sorted(read - {"vocab"})}
+
+
+def loss_of(outputs: dict[str, Tensor], targets: np.ndarray, weights: np.ndarray, directions: Tensors) -> Tensor:
+    """The weighted mean of the cross-entropy over a vocabulary, and that of each other output's component along its
+    direction: of the logits where there are any, of the hidden states and the pooled output where there are none."""
     weights, total = torch.tensor(weights), float(weights.sum())
     loss = torch.zeros(())
     if "vocab" in outputs:
@@ -173,8 +180,3 @@ def step(model: transformers.PreTrainedModel) -> None:
     groups = [{"params": [p for p in trained if (p.ndim > 1) == decayed], "weight_decay": WEIGHT_DECAY * decayed}
               for decayed in (True, False)]  # fmt: skip
     torch.optim.AdamW(groups, **ADAMW).step()
-
-
-def at(kept: dict[str, np.ndarray], name: str, output: np.ndarray) -> np.ndarray:
-    """An output at the kept positions; one for a whole sequence has none, and is kept as it is."""
-    return output[tuple(kept["source" if name == "encoded" else "target"])] if output.ndim == 3 else output

@@ -14,6 +14,8 @@ from parity.case import FIXTURES, cases, families
 from parity.compare import Computed, compute
 from parity.frozen import read_arrays, read_stepped
 
+# Marian's sinusoids, and a bias of its logits that is not trained.
+CONSTANTS = {"final_logits_bias", "encoder.embed_positions.weight", "decoder.embed_positions.weight"}
 ALL = [(family, name) for family in families() for name in cases(family)]
 
 
@@ -52,7 +54,9 @@ def test_outputs_are_those_of_the_reference(comparison):
 def test_gradients_are_those_of_the_reference(comparison):
     expected = load_file(comparison.folder / "gradients.safetensors")
     whole = norm(np.array([norm(gradient) for gradient in expected.values()]))
-    for name in comparison.reference["step"]["names"]:
+    names = set(comparison.reference["step"]["names"].tolist())
+    assert expected.keys() - names <= CONSTANTS
+    for name in names:
         apart = norm(comparison.computed.gradients[name] - expected[name])
         assert apart <= 1e-4 * max(norm(expected[name]), 1e-3 * whole), name
 

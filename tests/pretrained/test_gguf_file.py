@@ -167,6 +167,10 @@ REFUSED = {
     "has general.alignment 24: expected a power of 2": tell({**METADATA, "general.alignment": 24}),
     "has llama.expert_count 8, which flaxllm does not compute: only 0": tell({**METADATA, "llama.expert_count": 8}),
     "has llama.rope.dimension_count 2, which flaxllm does not compute: only 4": tell({**METADATA, "llama.rope.dimension_count": 2}),
+    "has 'llama.attention.sliding_window' 4096, which flaxllm does not compute": tell(
+        {**METADATA, "llama.attention.sliding_window": 4096}
+    ),
+    "has 'llama.rope.scaling.alpha' 2.0, which flaxllm does not compute": tell({**METADATA, "llama.rope.scaling.alpha": 2.0}),
     "has llama.rope.scaling.type 'longrope', which flaxllm does not compute": tell({**METADATA, "llama.rope.scaling.type": "longrope"}),
     "holds no tensor token_embd.weight: it is no language model": tell(tensors={"output_norm.weight": (8,)}),
     "a.gguf has 'blk.0.ssm_a.weight', which": tell(tensors={**TENSORS, "blk.0.ssm_a.weight": (4,)}),

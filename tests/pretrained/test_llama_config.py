@@ -19,7 +19,7 @@ BASE = {
     "model_type": "llama", "vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
     "num_attention_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
-QWEN = BASE | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5}
+QWEN = BASE | {"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 5}
 
 KINDS = {
     "llama": dict(attention_bias=True, attention_out_bias=True, mlp_bias=True, tied=True),
@@ -92,18 +92,20 @@ def test_the_windows_of_qwen_are_read(change, window, windowed):
 
 
 def test_a_window_is_mistrals_own_unless_its_config_says_otherwise():
-    mistral = BASE | {"model_type": "mistral"}
+    mistral = BASE | {"model_type": "mistral", "num_key_value_heads": 4}
     assert read(mistral).window == 4096
     assert read(mistral, sliding_window=None).window is None
     assert read(BASE, sliding_window=5).window is None
 
 
 def test_each_kind_has_its_own_biases_norms_and_defaults():
-    llama, mistral, qwen2, qwen3 = (read(BASE, model_type=kind) for kind in ("llama", "mistral", "qwen2", "qwen3"))
+    wide = BASE | {"num_attention_heads": 32, "hidden_size": 128}
+    llama, mistral, qwen2, qwen3 = (read(wide, model_type=kind) for kind in ("llama", "mistral", "qwen2", "qwen3"))
     assert not (llama.attention_bias or llama.attention_out_bias or llama.mlp_bias or llama.head_norm or llama.tied)
     assert (qwen2.attention_bias, qwen2.attention_out_bias, qwen2.head_norm) == (True, False, False)
     assert (qwen3.attention_bias, qwen3.head_norm, qwen3.head_dim) == (False, True, 128)
-    assert (llama.head_dim, llama.num_kv_heads, llama.norm_eps, llama.activation) == (4, 4, 1e-6, "silu")
+    assert (llama.head_dim, llama.num_kv_heads, llama.norm_eps, llama.activation) == (4, 32, 1e-6, "silu")
+    assert (mistral.num_kv_heads, qwen2.num_kv_heads, read(wide, num_key_value_heads=None).num_kv_heads) == (8, 32, 32)
     assert (mistral.bos_token, mistral.eos_token, qwen2.bos_token) == (1, 2, None)
     assert read(BASE, attention_bias=True).attention_out_bias and not read(BASE, attention_bias=True).mlp_bias
 

@@ -68,6 +68,13 @@ def test_a_model_made_here_comes_back_with_its_head_and_labels(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, its_params, params)
 
 
+def test_a_span_head_has_two_labels_in_the_config_whatever_the_models_are(tmp_path):
+    fields = dict(vocab_size=20, max_len=16, num_layers=2, num_heads=2, head_dim=4, d_model=8, d_mlp=12, labels=("a", "b", "c"))
+    model = build("gpt", fields, head="question-answering")
+    save_pretrained(tmp_path, model, model.init(jax.random.PRNGKey(0)))
+    assert len(json.loads((tmp_path / "config.json").read_text())["id2label"]) == 2
+
+
 def test_the_tokenizer_is_saved_beside(tmp_path):
     gpt2.write(tmp_path / "first")
     model, params = from_pretrained(tmp_path / "first")

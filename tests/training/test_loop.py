@@ -63,7 +63,7 @@ def params(workdir: Path, step: int) -> dict:
 
 
 def test_a_run_writes_what_design_promises(workdir, config):
-    assert json.loads((workdir / "config.json").read_text()) == config.to_dict()
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(config.to_dict()))
     record = json.loads((workdir / "run.json").read_text())
     assert record["packages"]["jax"] == jax.__version__ and len(record["data_fingerprint"]) == 64
     lines = metrics(workdir)
