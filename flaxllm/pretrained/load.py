@@ -87,6 +87,10 @@ def model_of(checkpoint: Checkpoint, head: str | None = None, labels: Sequence[s
     if keys.get("quantization_config", None) is not None:
         raise InputError(f"{keys.file} describes a quantized model (quantization_config): load the original weights, or a GGUF")
     config = FAMILIES[family].read_config(keys, checkpoint.tensors.keys())
+    depth = max(config.num_layers, getattr(config, "num_decoder_layers", None) or 0)
+    held = len(checkpoint.tensors)
+    if depth > held:
+        raise InputError(f"{keys.file} says that there are {depth} layers, but the checkpoint has {held} tensors")
     if labels is not None:
         config = dataclasses.replace(config, labels=tuple(labels))
     chosen = head_of(keys, family) if head is None else None if head == BASE else head

@@ -133,6 +133,7 @@ BAD = {
     "missing": ({"without": ("transformer.ln_f.bias",)}, r"lacks 'transformer\.ln_f\.bias'.*not whole"),
     "unexpected": ({"changed": {"transformer.ln_g.bias": FLOATS}}, r"has 'transformer\.ln_g\.bias', which .* no use for"),
     "a layer too many": ({"n_layer": gpt2.LAYERS - 1}, r"has 'transformer\.h\.2\..* and 9 more"),
+    "more layers than tensors": ({"n_layer": 10**12}, r"says that there are 1000000000000 layers, but the checkpoint has 40 tensors"),
     "mis-shaped": (
         {"changed": {"transformer.ln_f.bias": np.zeros(9, np.float32)}},
         r"has transformer\.ln_f\.bias of shape \[9\]: expected \[8\]",
