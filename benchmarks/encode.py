@@ -106,7 +106,9 @@ def _flaxllm() -> Encode:
 def _encoder():
     """MiniLM in torch with the mean and the norm, as a module from (tokens, mask)."""
     import torch
-    from transformers import BertModel
+    from transformers import BertModel, logging
+
+    logging.disable_progress_bar()
 
     from real_weights import minilm_folder
 

@@ -3,12 +3,14 @@
     pip install -e '.[parity]' && python benchmarks/load.py
 
 MiniLM (safetensors), SmolLM2-135M (GGUF, dequantized by both) and a random Llama of 1.2 GB in float32 (three shards of
-safetensors). Each load is the only one of a fresh process, the contenders in turn, with the files in the page cache. The
-time is from the call until a byte of every page of every tensor was read, without the imports. The memory is the most
-that was resident during that time, above what was resident after the imports, by Linux's own counters.
+safetensors). Each load is the only one of a fresh process, the contenders in turn: "warm" with the files in the page cache,
+"cold" after they were dropped from it. The time is from the call until a byte of every page of every tensor was read,
+without the imports. The memory is the most that was resident during that time, above what was resident after the imports,
+by Linux's own counters. Mind that transformers maps the files: where they are warm, it copies nothing.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--contender", choices=[*CONTENDERS, "maker"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        serve(_write_random if arguments.contender == "maker" else lambda path: _measure(arguments.contender, Path(path)))
+        serve(_write_random if arguments.contender == "maker" else partial(_measure, arguments.contender))
         return
     from real_weights import minilm_folder, smollm2_gguf
 
@@ -42,23 +44,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _ask_fresh("maker", folder)
         for name, path in {"MiniLM": minilm_folder(), "SmolLM2 GGUF": smollm2_gguf(), "random Llama": Path(folder)}.items():
-            rows.extend(_compare(name, path, arguments.rounds))
+            for cache in ("warm", "cold"):
+                rows.extend({"model": name, "cache": cache} | row for row in _compare(path, cache, arguments.rounds))
     where = conditions() | {package: version(package) for package in ("torch", "transformers")}
     report("load", where | {"rounds": arguments.rounds}, rows, arguments.out)
 
 
-def _compare(model: str, path: Path, rounds: int) -> list[dict]:
+def _compare(path: Path, cache: str, rounds: int) -> list[dict]:
     names = list(CONTENDERS)
-    for name in names:
-        _ask_fresh(name, str(path))  # reads the files into the page cache
+    if cache == "warm":
+        _ask_fresh(names[0], str(path), cache)  # reads the files into the page cache
     answers = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % 2 :] + names[: number % 2]:
-            answers[name].append(_ask_fresh(name, str(path)))
+            answers[name].append(_ask_fresh(name, str(path), cache))
     seconds = {name: spread([answer["seconds"] for answer in answers[name]]) for name in names}
     return [
         {
-            "model": model,
             "contender": name,
             "weights MiB": round(answers[name][0]["weights"] / 2**20),
             **{f"{kind} s": value for kind, value in seconds[name].items()},
@@ -69,21 +71,30 @@ def _compare(model: str, path: Path, rounds: int) -> list[dict]:
     ]
 
 
-def _ask_fresh(contender: str, path: str) -> object:
+def _ask_fresh(contender: str, *question: str) -> object:
     process = start(__file__, contender)
-    answer = ask(process, path)
+    answer = ask(process, *question)
     process.stdin.close()
     process.wait()
     return answer
 
 
-def _measure(contender: str, path: Path) -> dict[str, float]:
-    load = CONTENDERS[contender](path)
+def _measure(contender: str, path: str, cache: str) -> dict[str, float]:
+    load = CONTENDERS[contender](Path(path))
+    if cache == "cold":
+        _drop_from_cache(Path(path))
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
     before, begin = _resident("VmRSS"), time.perf_counter()
     weights = _touch(load())
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "weights": weights, "peak": _resident("VmHWM") - before}
+
+
+def _drop_from_cache(path: Path) -> None:
+    for file in path.iterdir() if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _resident(kind: str) -> int:

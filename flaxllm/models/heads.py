@@ -79,7 +79,10 @@ def classify(
 def _read(reads: str, output: Output, valid: Array | None) -> Array:
     if reads == "pooled":
         if output.pooled is None:
-            raise InputError("this head reads the pooled output, and the model has no pooler: set pooler in its config")
+            raise InputError(
+                "this head reads the pooled output, and the model gave none: set pooler in its config, or leave "
+                "decoder_tokens out where t5 has this head"
+            )
         return output.pooled
     if reads == "first":
         return first_token(output.hidden, valid)

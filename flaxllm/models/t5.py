@@ -65,10 +65,10 @@ class Config:
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_len", "num_layers", "decoder_depth", "num_heads", "head_dim", "d_model", "d_mlp"):
+        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp")
+        for name in (*sizes, *(() if self.num_decoder_layers is None else ("num_decoder_layers",))):
             if getattr(self, name) < 1:
-                shown = "num_decoder_layers" if name == "decoder_depth" else name
-                raise InputError(f"the t5 config needs {shown} of 1 or more, got {getattr(self, name)}")
+                raise InputError(f"the t5 config needs {name} of 1 or more, got {getattr(self, name)}")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"the t5 config needs {name} in [0, 1), got {getattr(self, name)}")
@@ -200,7 +200,8 @@ def apply(
     `valid`, `positions` and `segments` are as for `encode`, those of the decoder as for `decode`.
 
     Raises:
-      InputError: decoder tokens that are missing, or too many, or a tap that this model does not have.
+      InputError: decoder tokens that are missing, or too many; packed sources without positions where they are read twice;
+        or a tap that this model does not have.
     """
     ctx = nn.collecting(ctx)
     encoded = encode(params, config, tokens, valid, positions, segments, ctx)
@@ -212,6 +213,11 @@ def apply(
     if decoder_tokens is None:
         if "out" not in params.get("head", {}):
             raise InputError("a t5 model needs decoder_tokens beside the tokens: the target, begun with decoder_start_token")
+        if segments is not None and positions is None:
+            raise InputError(
+                "a t5 model that reads packed sources a second time needs positions beside the segments: they say where each "
+                "begins"
+            )
         ends = last_ends(tokens, config.eos_token, valid)
         start_positions = nn.token_positions(tokens.shape[1], valid) if positions is None else positions
         decoder_tokens = nn.shift_right(tokens, start_positions, config.decoder_start_token)

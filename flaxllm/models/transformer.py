@@ -27,6 +27,16 @@ DEFAULT_HEAD = "seq2seq-lm"
 
 
 @dataclass(frozen=True)
+class StackSize:
+    """The sizes of the encoder or of the decoder."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    d_mlp: int
+
+
+@dataclass(frozen=True)
 class Config:
     """`vocab_size` is the target's, and the source's as well unless `source_vocab_size` gives it a table of its own; the
     logits are made of the target's table where `tied`. What is None of the decoder is as in the encoder; its heads span
@@ -65,11 +75,11 @@ class Config:
     labels: tuple[str, ...] = LABELS
 
     @property
-    def encoder(self) -> "StackSize":
+    def encoder(self) -> StackSize:
         return StackSize(self.num_layers, self.num_heads, self.head_dim, self.d_mlp)
 
     @property
-    def decoder(self) -> "StackSize":
+    def decoder(self) -> StackSize:
         num_heads = self.num_heads if self.num_decoder_heads is None else self.num_decoder_heads
         return StackSize(
             self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers,
@@ -97,16 +107,6 @@ class Config:
                 f"the transformer config has {self.num_decoder_heads} decoder heads, which do not divide the width of the "
                 f"encoder's, {self.num_heads} of {self.head_dim}"
             )
-
-
-@dataclass(frozen=True)
-class StackSize:
-    """The sizes of the encoder or of the decoder."""
-
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    d_mlp: int
 
 
 PRESETS = {

@@ -67,6 +67,7 @@ def test_what_is_no_gguf_file_is_refused(tmp_path):
     struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 4, 2**60),
     struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 8, 2**60),
     struct.pack("<QQQ1sI", 0, 1, 1, b"k", 77),
+    struct.pack("<QQQ1sIQ", 0, 1, 1, b"k", 8, 4) + b"abc",
     struct.pack("<QQQ1sI", 0, 1, 1, b"\xff", 0) + b"\0",
     struct.pack("<QQQ1s", 0, 1, 1, b"k") + struct.pack("<IIQ", 9, 9, 1) * 1000,
     struct.pack("<QQQ1sI", 0, 1, 1, b"k", 9) + struct.pack("<IQ", 9, 1) * 100_000,

@@ -40,6 +40,28 @@ def test_the_tokenizer_in_the_gguf_file_of_smollm2_gives_the_ids_of_transformers
     assert [tokenizer.decode([index]) for index in tokenizer.encode("a  12").tolist()] == ["a", "  ", "1", "2"]
 
 
+def test_tokens_that_users_defined_are_read_in_any_text_and_are_not_special():
+    tokenizer = load("smollm")
+    tool = tokenizer.vocab_size - 1
+    assert tokenizer.encode("a<tool>").tolist() == [*tokenizer.encode("a").tolist(), tool]
+    assert tokenizer.decode([tool], skip_special=True) == "<tool>"
+    assert tokenizer.special_tokens == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(("pre", "adds_bos"), [("smollm", False), ("qwen2", False), ("llama-bpe", True), ("tekken", True)])
+def test_where_a_file_does_not_say_whether_bos_is_added_its_kind_does(tmp_path, pre, adds_bos):
+    write_gguf(tmp_path / "x.gguf", **{"ggml.pre": pre, "ggml.add_bos_token": None})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("a").tokens[0].tolist() == [*[tokenizer.bos] * adds_bos, *tokenizer.encode("a").tolist()]
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("smollm", False), ("llama-bpe", True), ("tekken", True)])
+def test_some_kinds_take_a_word_whole_that_no_merge_makes(tmp_path, pre, whole):
+    tokens = [*read_metadata(FOLDER / "smollm.gguf")["tokenizer.ggml.tokens"], "qqq"]
+    write_gguf(tmp_path / "x.gguf", **{"ggml.pre": pre, "ggml.tokens": tokens, "ggml.token_type": [1] * len(tokens)})
+    assert (load_tokenizer(tmp_path).encode("qqq").tolist() == [len(tokens) - 1]) == whole
+
+
 def write_gguf(path: Path, **values) -> None:
     """A GGUF file like that of the fixtures, with other values; None takes a key away."""
     changed = {f"tokenizer.{name}": value for name, value in values.items()}

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from data.frozen_tokenizers import frozen, load, rows_of
+from data.frozen_tokenizers import frozen, load, read, rows_of
 
 
 def test_marian_cuts_source_and_target_by_their_models_into_one_vocabulary():
@@ -29,3 +29,10 @@ def test_the_target_is_part_of_the_fingerprint():
     tokenizer = load("marian")
     other = dataclasses.replace(tokenizer, translation=dataclasses.replace(tokenizer.translation, target=tokenizer.backend))
     assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_each_piece_of_either_language_is_decoded_as_it_is_spelt():
+    tokenizer = load("marian")
+    for token, index in read("marian/vocab.json").items():
+        if index not in (tokenizer.eos, tokenizer.unk, tokenizer.pad):
+            assert tokenizer.decode([index]).strip() == token.replace("\u2581", " ").strip()

@@ -220,10 +220,10 @@ def test_a_tied_model_has_no_parameters_for_its_head():
 
 def test_bfloat16_compute_keeps_float32_parameters_near():
     params = MODEL.init(jax.random.PRNGKey(0))
-    low = MODEL.apply(params, TOKENS, ctx=Context(compute_dtype=jnp.bfloat16)).hidden
+    low = APPLY["llama"](params, TOKENS, ctx=Context(compute_dtype=jnp.bfloat16)).hidden
     assert low.dtype == jnp.bfloat16
     assert MODEL.unembed(params, low, ctx=Context(compute_dtype=jnp.bfloat16)).dtype == jnp.float32
-    np.testing.assert_allclose(np.asarray(low, np.float32), MODEL.apply(params, TOKENS).hidden, atol=0.1)
+    np.testing.assert_allclose(np.asarray(low, np.float32), APPLY["llama"](params, TOKENS).hidden, atol=0.1)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

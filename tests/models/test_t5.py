@@ -11,7 +11,8 @@ from flaxllm.models import build, preset, t5
 from flaxllm.nn import Context, Taps
 
 TINY = dict(
-    vocab_size=40, num_layers=2, num_decoder_layers=3, num_heads=2, head_dim=6, d_model=16, d_mlp=20, num_buckets=8, max_distance=9
+    vocab_size=40, num_layers=2, num_decoder_layers=3, num_heads=2, head_dim=6, d_model=16, d_mlp=20, num_buckets=8,
+    max_distance=9,
 )  # fmt: skip
 V1_1 = dict(activation="gelu_tanh", gated=True, tied=False, scale_output=False)
 MODELS = {"1.0": build("t5", TINY), "1.1": build("t5", {**TINY, **V1_1})}
@@ -304,8 +305,8 @@ def test_dropout_acts_only_with_a_key_and_everywhere_the_paper_says(monkeypatch)
 @pytest.mark.parametrize("version", MODELS)
 def test_initial_values_let_a_deep_model_start(version):
     """Logits of a deviation near 1, and scores too, though they are not scaled."""
-    config = vars(MODELS[version].config)
-    model = build("t5", {**config, "num_layers": 1, "num_decoder_layers": 1, "vocab_size": 500, "d_model": 64, "d_mlp": 128, "num_heads": 4, "head_dim": 16})
+    sizes = dict(num_layers=1, num_decoder_layers=1, vocab_size=500, d_model=64, d_mlp=128, num_heads=4, head_dim=16)
+    model = build("t5", {**vars(MODELS[version].config), **sizes})
     tokens = jax.random.randint(jax.random.PRNGKey(1), (2, 64), 0, 500)
     ctx = Context(taps=Taps(returned=("encoder/layers/attention/scores",)))
 
@@ -370,7 +371,12 @@ def test_a_config_that_cannot_be_is_refused(change, message):
         build("t5", {**TINY, **change})
 
 
-def test_missing_targets_and_heads_are_refused():
+def test_missing_targets_and_heads_are_refused(classifier):
+    model, params = classifier
+    with pytest.raises(InputError, match="needs positions beside the segments"):
+        model.apply(params, TOKENS, segments=jnp.ones_like(TOKENS))
+    with pytest.raises(InputError, match="leave decoder_tokens out where t5 has this head"):
+        model.apply(params, TOKENS, TARGETS)
     with pytest.raises(InputError, match="needs decoder_tokens beside the tokens"):
         MODEL.apply(PARAMS["1.0"], TOKENS)
     with pytest.raises(InputError, match="an encoder alone: leave decoder_tokens out"):

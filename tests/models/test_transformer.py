@@ -260,7 +260,8 @@ def test_a_gradient_lowers_for_accelerators(platform):
 
 
 def test_matmul_flops_are_those_of_the_compiled_program():
-    model = build("transformer", {**TINY, "d_model": 256, "d_mlp": 1024, "head_dim": 128, "num_decoder_heads": 4, "d_decoder_mlp": 512})
+    sizes = dict(d_model=256, d_mlp=1024, head_dim=128, num_decoder_heads=4, d_decoder_mlp=512)
+    model = build("transformer", {**TINY, **sizes})
     params = nn.abstract(model.param_specs())
 
     def layers(stack, depth):
@@ -277,7 +278,7 @@ def test_matmul_flops_are_those_of_the_compiled_program():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_decoder_layer": 2}, "unknown key 'num_decoder_layer' in the transformer config: did you mean 'num_decoder_layers'"),
+        ({"num_decoder_layer": 2}, "'num_decoder_layer' in the transformer config: did you mean 'num_decoder_layers'"),
         ({"num_decoder_layers": 0}, "num_decoder_layers of 1 or more, got 0"),
         ({"source_vocab_size": 0}, "source_vocab_size of 1 or more"),
         ({"d_mlp": 0}, "d_mlp of 1 or more"),

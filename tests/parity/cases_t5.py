@@ -7,7 +7,7 @@ transformers, so that these rows run alone.
 from parity.case import Case
 
 TINY = dict(
-    vocab_size=40, d_model=16, d_kv=6, d_ff=16, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=1,
+    vocab_size=40, d_model=8, d_kv=6, d_ff=12, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=1,
     decoder_start_token_id=0,
 )  # fmt: skip
 V1_1 = {**TINY, "d_ff": 12, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -17,9 +17,11 @@ CASES = {
     "lm": Case(LM, TINY, target_length=9),
     "lm_left_padding": Case(LM, TINY, batch=3, target_length=9, padding="left"),
     "lm_right_padding": Case(LM, {**TINY, "num_layers": 1, "num_decoder_layers": 3, "d_kv": 4}, batch=3, target_length=9, padding="right"),
-    "lm_packed": Case(LM, TINY, length=20, target_length=15, documents=((5, 7, 8), (9, 6)), target_documents=((4, 6, 5), (3, 7))),
+    "lm_packed": Case(
+        LM, TINY, length=20, target_length=15, documents=((5, 7, 8), (9, 6)), target_documents=((4, 6, 5), (3, 7))
+    ),
     "lm_length_512": Case(
-        LM, {**TINY, "num_layers": 1, "d_model": 8, "d_kv": 4}, batch=1, length=512, target_length=512, weight_scale=0.4
+        LM, {**TINY, "num_layers": 1, "d_kv": 4}, batch=1, length=512, target_length=512, weight_scale=0.4
     ),
     "lm_few_buckets_300": Case(
         LM,

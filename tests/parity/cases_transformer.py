@@ -3,8 +3,8 @@
 from parity.case import Case
 
 TINY = dict(
-    vocab_size=40, d_model=16, max_position_embeddings=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-    decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=20, activation_function="swish", scale_embedding=True,
+    vocab_size=40, d_model=8, max_position_embeddings=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+    decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12, activation_function="swish", scale_embedding=True,
     pad_token_id=39, eos_token_id=0, decoder_start_token_id=39, forced_eos_token_id=0,
 )  # fmt: skip
 TWO_TABLES = {**TINY, "share_encoder_decoder_embeddings": False, "decoder_vocab_size": 50}
@@ -23,11 +23,11 @@ CASES = {
     "lm_unlike_stacks": Case(
         LM,
         {**TINY, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 1,
-         "decoder_ffn_dim": 36},
+         "decoder_ffn_dim": 20},
         target_length=9,
     ),
     "lm_relu_unscaled": Case(LM, {**TINY, "activation_function": "relu", "scale_embedding": False}, target_length=9),
-    "lm_gelu": Case(LM, {**TINY, "activation_function": "gelu", "d_model": 14}, target_length=9),
+    "lm_gelu": Case(LM, {**TINY, "activation_function": "gelu", "d_model": 10}, target_length=9),
     "lm_two_tables": Case(LM, TWO_TABLES, target_length=9, padding="right"),
     "lm_three_tables": Case(LM, {**TWO_TABLES, "d_model": 12, "tie_word_embeddings": False}, target_length=9),
     "base": Case("MarianModel", TINY, target_length=9, padding="right"),

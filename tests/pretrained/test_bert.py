@@ -99,7 +99,7 @@ def test_half_a_head_is_no_new_one(tmp_path):
 def test_an_untied_vocabulary_is_read_and_written(tmp_path):
     rng = np.random.default_rng(0)
     own = {
-        "cls.predictions.decoder.weight": rng.normal(size=(48, 16)).astype(np.float32),
+        "cls.predictions.decoder.weight": rng.normal(size=(48, 8)).astype(np.float32),
         "cls.predictions.decoder.bias": rng.normal(size=48).astype(np.float32),
     }
     folder = checkpoint(tmp_path / "untied", "masked_lm", lambda tensors: tensors | own, tie_word_embeddings=False)
@@ -162,7 +162,7 @@ def test_presets_can_be_written_as_checkpoints(tmp_path, name):
         ("masked_lm", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("masked_lm", {"hidden_act": "gelo"}, "hidden_act 'gelo', which is not known: did you mean 'gelu'"),
         ("masked_lm", {"hidden_size": None}, "no key 'hidden_size', which a bert needs: add it"),
-        ("masked_lm", {"num_attention_heads": 3}, "hidden_size 16, which its num_attention_heads 3 does not divide"),
+        ("masked_lm", {"num_attention_heads": 3}, "hidden_size 8, which its num_attention_heads 3 does not divide"),
         ("masked_lm", {"architectures": ["BertLMHeadModel"]}, "architecture 'BertLMHeadModel', which is not known"),
         ("distilbert_base_sinusoidal", {"dim": None}, "no key 'dim', which a distilbert needs: add it"),
     ],
