@@ -91,7 +91,7 @@ def _measure(contender: str, path: str, cache: str) -> dict[str, float]:
 
 
 def _drop_from_cache(path: Path) -> None:
-    for file in path.iterdir() if path.is_dir() else [path]:
+    for file in path.glob("*.safetensors") if path.is_dir() else [path]:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
