@@ -12,12 +12,11 @@ reaches on a 4096-cubed product in the same rounds.
 
 import argparse
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from measure import conditions, report, spread
+from processes import ask, serve, start
 
 BATCH, LENGTH, VOCAB = 4, 256, 50257
 CUBE = 4096
@@ -32,17 +31,18 @@ def main() -> None:
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        _serve(CONTENDERS[arguments.contender]())
+        serve(_answers(CONTENDERS[arguments.contender]()))
         return
     processes, first = {}, {}
     for name in CONTENDERS:  # one after another: none compiles while another is timed
         huge_pages = arguments.huge_pages or name == "flaxllm"
-        processes[name] = _start(name, os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}))
-        first[name] = float(_answer(processes[name]))
+        pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
+        processes[name] = start(__file__, name, os.environ | pages)
+        first[name] = ask(processes[name], "first")
     seconds = {name: [] for name in CONTENDERS}
     for number in range(arguments.rounds):
         for name in _rotated(list(CONTENDERS), number):
-            seconds[name].append(_turn(processes[name]))
+            seconds[name].append(ask(processes[name], "turn"))
     for process in processes.values():
         process.kill()
     name = "train_step_huge_pages" if arguments.huge_pages else "train_step"
@@ -75,36 +75,16 @@ def _rotated(names: list[str], number: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def _start(name: str, environment: dict[str, str]) -> subprocess.Popen:
-    """A contender's process; it answers once it has taken its first step."""
-    return subprocess.Popen(
-        [sys.executable, __file__, f"--contender={name}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def _answers(step: Callable[[], None]) -> Callable[[str], float]:
+    """The seconds of the first step, with all compilation, or those of a step in a turn."""
 
+    def answer(question: str) -> float:
+        seconds = _seconds_of(step)
+        if question == "first":
+            return seconds
+        return sum(_seconds_of(step) for _ in range(COUNTED_STEPS)) / COUNTED_STEPS
 
-def _turn(process: subprocess.Popen) -> float:
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return float(_answer(process))
-
-
-def _answer(process: subprocess.Popen) -> str:
-    answer = process.stdout.readline()
-    if not answer:
-        raise SystemExit(f"{process.args[-1]} broke down")
     return answer
-
-
-def _serve(step: Callable[[], None]) -> None:
-    """Print the seconds of the first step, with all compilation, and then the seconds of a step for each line read."""
-    print(_seconds_of(step), flush=True)
-    for _ in sys.stdin:
-        step()
-        print(sum(_seconds_of(step) for _ in range(COUNTED_STEPS)) / COUNTED_STEPS, flush=True)
 
 
 def _seconds_of(step: Callable[[], None]) -> float:

@@ -20,7 +20,7 @@ _HOMES = {
     "save_pretrained": "flaxllm.pretrained",
     "train": "flaxllm.training",
 }
-_ROOMS = ("data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pretrained", "training")
+_ROOMS = ("adapters", "data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pretrained", "training")
 
 __all__ = sorted([*_HOMES, *_ROOMS])
 

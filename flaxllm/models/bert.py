@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
 from flaxllm.errors import InputError, did_you_mean
+from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier, first_token, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
@@ -64,20 +65,11 @@ class Config:
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise InputError(f"the bert config has an unknown variant {self.variant!r}: {did_you_mean(self.variant, VARIANTS)}")
-        for name in ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp"):
-            if getattr(self, name) < 1:
-                raise InputError(f"the bert config needs {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("position_offset", "num_token_types"):
-            if getattr(self, name) < 0:
-                raise InputError(f"the bert config needs {name} of 0 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout", "classifier_dropout", "span_dropout"):
-            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
-                raise InputError(f"the bert config needs {name} in [0, 1), got {getattr(self, name)}")
-        for name in ("activation", "transform_activation"):
-            value = getattr(self, name)
-            if value is not None and value not in nn.ACTIVATIONS:
-                known = did_you_mean(value, nn.ACTIVATIONS)
-                raise InputError(f"the bert config has an unknown {name} {value!r}: {known}")
+        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp")
+        check_at_least(1, "bert", self, *sizes)
+        check_at_least(0, "bert", self, "position_offset", "num_token_types")
+        check_rates("bert", self, "dropout", "attention_dropout", "classifier_dropout", "span_dropout")
+        check_activations("bert", self, "activation", "transform_activation")
 
 
 _LARGE = dict(num_layers=24, num_heads=16, d_model=1024, d_mlp=4096)

@@ -13,7 +13,8 @@ from functools import partial
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
-from flaxllm.errors import InputError, did_you_mean
+from flaxllm.errors import InputError
+from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
@@ -45,15 +46,10 @@ class Config:
     labels: tuple[str, ...] = LABELS
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp"):
-            if getattr(self, name) < 1:
-                raise InputError(f"the gpt config needs {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"the gpt config needs {name} in [0, 1), got {getattr(self, name)}")
-        if self.activation not in nn.ACTIVATIONS:
-            known = did_you_mean(self.activation, nn.ACTIVATIONS)
-            raise InputError(f"the gpt config has an unknown activation {self.activation!r}: {known}")
+        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp")
+        check_at_least(1, "gpt", self, *sizes)
+        check_rates("gpt", self, "dropout", "attention_dropout")
+        check_activations("gpt", self, "activation")
         if self.window is not None and (self.window < 1 or self.num_layers % 2):
             raise InputError(
                 "the gpt config alternates dense and banded layers where window is set, which needs a window of 1 or "

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
 from flaxllm.errors import InputError, did_you_mean
+from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
@@ -67,16 +68,10 @@ class Config:
     labels: tuple[str, ...] = LABELS
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "d_mlp",
-                     "rope_original_len"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"the llama config needs {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"the llama config needs {name} in [0, 1), got {getattr(self, name)}")
-        if self.activation not in nn.ACTIVATIONS:
-            known = did_you_mean(self.activation, nn.ACTIVATIONS)
-            raise InputError(f"the llama config has an unknown activation {self.activation!r}: {known}")
+        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "d_mlp")
+        check_at_least(1, "llama", self, *sizes, "rope_original_len")
+        check_rates("llama", self, "dropout", "attention_dropout")
+        check_activations("llama", self, "activation")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"the llama config has {self.num_heads} query heads, which {self.num_kv_heads} key heads cannot share: "

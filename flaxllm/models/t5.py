@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
-from flaxllm.errors import InputError, did_you_mean
+from flaxllm.errors import InputError
+from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
@@ -66,15 +67,9 @@ class Config:
 
     def __post_init__(self):
         sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp")
-        for name in (*sizes, *(() if self.num_decoder_layers is None else ("num_decoder_layers",))):
-            if getattr(self, name) < 1:
-                raise InputError(f"the t5 config needs {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"the t5 config needs {name} in [0, 1), got {getattr(self, name)}")
-        if self.activation not in nn.ACTIVATIONS:
-            known = did_you_mean(self.activation, nn.ACTIVATIONS)
-            raise InputError(f"the t5 config has an unknown activation {self.activation!r}: {known}")
+        check_at_least(1, "t5", self, *sizes, "num_decoder_layers")
+        check_rates("t5", self, "dropout", "attention_dropout", "classifier_dropout")
+        check_activations("t5", self, "activation")
         if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 2:
             raise InputError(
                 "the t5 config needs num_buckets of 4 or more and a max_distance beyond the half of them that hold one "

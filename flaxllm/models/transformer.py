@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
-from flaxllm.errors import InputError, did_you_mean
+from flaxllm.errors import InputError
+from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
@@ -91,15 +92,9 @@ class Config:
     def __post_init__(self):
         sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "head_dim", "d_model", "d_mlp")
         optional = ("source_vocab_size", "num_decoder_layers", "num_decoder_heads", "d_decoder_mlp")
-        for name in (*sizes, *(name for name in optional if getattr(self, name) is not None)):
-            if getattr(self, name) < 1:
-                raise InputError(f"the transformer config needs {name} of 1 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"the transformer config needs {name} in [0, 1), got {getattr(self, name)}")
-        if self.activation not in nn.ACTIVATIONS:
-            known = did_you_mean(self.activation, nn.ACTIVATIONS)
-            raise InputError(f"the transformer config has an unknown activation {self.activation!r}: {known}")
+        check_at_least(1, "transformer", self, *sizes, *optional)
+        check_rates("transformer", self, "dropout", "attention_dropout", "activation_dropout")
+        check_activations("transformer", self, "activation")
         if self.d_model % 2:
             raise InputError(f"the transformer config needs an even d_model for sines and cosines, got {self.d_model}")
         if self.num_heads * self.head_dim % self.decoder.num_heads:

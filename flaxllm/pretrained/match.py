@@ -44,7 +44,7 @@ def match(checkpoint: Checkpoint, specs: Mapping[str, Param], names: Names) -> M
         if full in wanted:
             source.setdefault(full, name)
     for name, full in own.items():
-        if full in names.tied:  # where only a repetition is there, it will do
+        if names.tied.get(full) in wanted:  # where only a repetition is there, it will do
             source.setdefault(names.tied[full], name)
     found = Match({name: wanted[full] for full, name in source.items()}, {}, [], [], {}, [], {})
     for name, full in own.items():
@@ -54,7 +54,7 @@ def match(checkpoint: Checkpoint, specs: Mapping[str, Param], names: Names) -> M
             found.unexpected.append(name)
         elif full in wanted:
             found.doubled[name] = source[full]
-        elif full in names.tied:
+        elif names.tied.get(full) in source:
             found.tied[name] = source[names.tied[full]]
         else:
             (found.buffers if _matches(full, names.buffers) else found.dropped).append(name)

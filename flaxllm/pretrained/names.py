@@ -57,11 +57,6 @@ def norm(ours: str, theirs: str, bias: bool = True) -> list[Rule]:
     return [*rules, Rule(f"{ours}/bias", f"{theirs}.bias")] if bias else rules
 
 
-def layer_shape(param: Param) -> tuple[int, ...]:
-    """The shape of one layer's tensor, or of the whole where it is not stacked."""
-    return param.shape[1:] if param.axes[:1] == (LAYERS,) else param.shape
-
-
 def as_theirs(tensor: np.ndarray, param: Param, inputs_first: bool) -> np.ndarray:
     """One layer's tensor of ours, laid out as the checkpoint's: a view of a contiguous one, to be read or written."""
     return tensor.transpose(_their_order(param, inputs_first)).reshape(_their_shape(param, inputs_first))

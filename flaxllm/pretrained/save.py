@@ -16,13 +16,11 @@ from flaxllm.errors import InputError
 from flaxllm.models import Model
 from flaxllm.models.heads import LABELS
 from flaxllm.nn import Param
-from flaxllm.pretrained.checkpoint import write_checkpoint
+from flaxllm.pretrained.checkpoint import MAX_SHARD_BYTES, write_checkpoint
 from flaxllm.pretrained.families import FAMILIES, architecture_of
 from flaxllm.pretrained.load import from_pretrained
 from flaxllm.pretrained.match import Place, expand
 from flaxllm.pretrained.names import as_theirs, fused_axis, rule_shape
-
-MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_pretrained(

@@ -23,7 +23,7 @@ def loss_of(logits: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], TOKENS[:, 1:]).mean()
 
 
-def same(tree: dict, other: dict, atol: float = 0.0) -> None:
+def assert_same(tree: dict, other: dict, atol: float = 0.0) -> None:
     leaves, others = nn.flatten(tree), nn.flatten(other)
     assert leaves.keys() == others.keys()
     for path, leaf in leaves.items():
@@ -43,8 +43,8 @@ def stepped() -> dict:
 
 
 def test_init_gives_the_models_own_tree_or_the_one_given():
-    same(as_linen(MODEL).init(KEY, TOKENS), {"params": MODEL.init(KEY)})
-    same(as_linen(MODEL, PARAMS).init(KEY, TOKENS), {"params": PARAMS})
+    assert_same(as_linen(MODEL).init(KEY, TOKENS), {"params": MODEL.init(KEY)})
+    assert_same(as_linen(MODEL, PARAMS).init(KEY, TOKENS), {"params": PARAMS})
 
 
 def test_apply_gives_what_the_model_gives():
@@ -80,7 +80,7 @@ def test_a_step_with_linen_is_the_functional_one(stepped):
 
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
-    same(step(state).params, stepped, atol=1e-6)
+    assert_same(step(state).params, stepped, atol=1e-6)
 
 
 def test_a_step_with_nnx_is_the_functional_one(stepped):
@@ -93,7 +93,7 @@ def test_a_step_with_nnx_is_the_functional_one(stepped):
         optimizer.update(model, gradients)
 
     step(model, optimizer)
-    same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), stepped, atol=1e-6)
+    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), stepped, atol=1e-6)
 
 
 def test_a_model_is_a_part_of_a_larger_module():
@@ -105,7 +105,7 @@ def test_a_model_is_a_part_of_a_larger_module():
             return self.score(self.encoder(tokens).hidden[:, 0])
 
     variables = Scorer().init(KEY, TOKENS)
-    same(jax.tree.map(jnp.shape, variables["params"]["encoder"]), jax.tree.map(jnp.shape, PARAMS))
+    assert_same(jax.tree.map(jnp.shape, variables["params"]["encoder"]), jax.tree.map(jnp.shape, PARAMS))
     assert Scorer().apply(variables, TOKENS).shape == (2, 1)
 
 

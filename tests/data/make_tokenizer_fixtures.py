@@ -14,6 +14,7 @@ import gguf
 import sentencepiece
 import tokenizers
 import transformers
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -181,7 +182,9 @@ def make_sentencepiece() -> None:
 def spm(path: Path, lines: list[str], **options) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options)
-    path.write_bytes(model.getvalue())
+    proto = ModelProto.FromString(model.getvalue())
+    proto.normalizer_spec.normalization_rule_tsv = ""  # the name of a file of the machine that trained it
+    path.write_bytes(proto.SerializeToString())
 
 
 def make_gguf() -> None:

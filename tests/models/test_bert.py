@@ -11,6 +11,7 @@ from flaxllm import nn
 from flaxllm.errors import InputError
 from flaxllm.models import bert, build, preset
 from flaxllm.nn import Context, Taps
+from models.support import Span, assert_near, loud, packed, padded, three
 
 TINY = dict(vocab_size=50, max_len=16, num_layers=3, num_heads=2, head_dim=8, d_model=16, d_mlp=24, norm_eps=1e-5)
 VARIANTS = {
@@ -20,15 +21,6 @@ VARIANTS = {
 }
 MODELS = {variant: build("bert", {**TINY, "variant": variant, **fields}) for variant, fields in VARIANTS.items()}
 MODEL = MODELS["bert"]
-
-
-def loud(model) -> dict:
-    """Parameters with no value at its usual start, so that each shows in what is computed."""
-    rng = np.random.default_rng(0)
-    specs = nn.flatten(model.param_specs())
-    return nn.unflatten({
-        path: jnp.asarray(rng.normal(path.endswith("scale"), 0.2, param.shape), jnp.float32) for path, param in specs.items()
-    })
 
 
 PARAMS = {variant: loud(model) for variant, model in MODELS.items()}
@@ -82,10 +74,6 @@ def in_numpy(params: dict, config: bert.Config, tokens: np.ndarray, types: np.nd
     return {"hidden": x, "logits": logits} | pooled
 
 
-def near(actual, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
 @pytest.mark.parametrize(("variant", "typed"), [("bert", True), *((variant, False) for variant in VARIANTS)])
 def test_hidden_states_pooled_output_and_logits_are_the_formulas_of_the_papers(variant, typed):
     model, params = MODELS[variant], PARAMS[variant]
@@ -94,10 +82,10 @@ def test_hidden_states_pooled_output_and_logits_are_the_formulas_of_the_papers(v
     for row in range(2):
         types = np.asarray(given["token_types"][row]) if typed else 0
         expected = in_numpy(params, model.config, np.asarray(TOKENS[row]), types)
-        near(output.hidden[row], expected["hidden"])
-        near(model.unembed(params, output.hidden)[row], expected["logits"])
+        assert_near(output.hidden[row], expected["hidden"])
+        assert_near(model.unembed(params, output.hidden)[row], expected["logits"])
         if model.config.pooler:
-            near(output.pooled[row], expected["pooled"])
+            assert_near(output.pooled[row], expected["pooled"])
 
 
 def types_of(variant: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -105,39 +93,32 @@ def types_of(variant: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"token_types": rng.integers(0, kinds, (3, 12))} if kinds else {}
 
 
-def check_documents(variant: str, spans: list[tuple[int, int, int]], inputs: dict[str, np.ndarray]) -> None:
+def check_documents(variant: str, spans: list[Span], inputs: dict[str, np.ndarray]) -> None:
     """Each document `(row, start, stop)` has the hidden states that it has alone."""
     output = APPLY[variant](PARAMS[variant], **inputs)
     for row, start, stop in spans:
         types = inputs["token_types"][row, start:stop] if "token_types" in inputs else 0
         alone = in_numpy(PARAMS[variant], MODELS[variant].config, inputs["tokens"][row, start:stop], types)
-        near(output.hidden[row, start:stop], alone["hidden"])
+        assert_near(output.hidden[row, start:stop], alone["hidden"])
         if output.pooled is not None and (row, start) == next(span[:2] for span in spans if span[0] == row):
-            near(output.pooled[row], alone["pooled"])
+            assert_near(output.pooled[row], alone["pooled"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=6, deadline=None)
-@given(sizes=st.lists(st.integers(1, 12), min_size=3, max_size=3), left=st.booleans(), seed=st.integers(0, 99))
+@given(sizes=three(st.integers(1, 12)), left=st.booleans(), seed=st.integers(0, 99))
 def test_padding_and_the_order_of_rows_change_no_document(variant, sizes, left, seed):
     rng = np.random.default_rng(seed)
-    spans = [(row, 12 - size, 12) if left else (row, 0, size) for row, size in enumerate(sizes)]
-    valid = np.zeros((3, 12), bool)
-    for row, start, stop in spans:
-        valid[row, start:stop] = True
+    spans, valid = padded(sizes, 12, left)
     check_documents(variant, spans, {"tokens": rng.integers(0, 50, (3, 12)), "valid": valid, **types_of(variant, rng)})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=6, deadline=None)
-@given(cuts=st.lists(st.sets(st.integers(1, 11), max_size=4), min_size=3, max_size=3), seed=st.integers(0, 99))
+@given(cuts=three(st.sets(st.integers(1, 11), max_size=4)), seed=st.integers(0, 99))
 def test_packing_changes_no_document(variant, cuts, seed):
     rng = np.random.default_rng(seed)
-    spans, segments, positions = [], np.zeros((3, 12), np.int32), np.zeros((3, 12), np.int32)
-    for row, ends in enumerate(cuts):
-        for number, (start, stop) in enumerate(zip([0, *sorted(ends)], [*sorted(ends), 12]), 1):
-            spans.append((row, start, stop))
-            segments[row, start:stop], positions[row, start:stop] = number, np.arange(stop - start)
+    spans, segments, positions = packed(cuts, 12)
     inputs = {"tokens": rng.integers(0, 50, (3, 12)), "segments": segments, "positions": positions}
     check_documents(variant, spans, inputs | types_of(variant, rng))
 
@@ -145,7 +126,7 @@ def test_packing_changes_no_document(variant, cuts, seed):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_sequence_can_be_as_long_as_max_len(variant):
     hidden = APPLY[variant](PARAMS[variant], jnp.arange(16)[None]).hidden
-    near(hidden[0], in_numpy(PARAMS[variant], MODELS[variant].config, np.arange(16))["hidden"])
+    assert_near(hidden[0], in_numpy(PARAMS[variant], MODELS[variant].config, np.arange(16))["hidden"])
 
 
 def test_layers_as_a_tuple_give_the_same():

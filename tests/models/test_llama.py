@@ -11,6 +11,7 @@ from flaxllm import nn
 from flaxllm.errors import InputError
 from flaxllm.models import build, llama, preset
 from flaxllm.nn import Context, Taps
+from models.support import Span, assert_near, loud, packed, padded, three
 
 TINY = dict(
     vocab_size=50, max_len=16, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=6, d_model=16, d_mlp=24, rope_base=50.0
@@ -26,17 +27,6 @@ VARIANTS = {
 }
 MODELS = {variant: build("llama", {**TINY, **fields}) for variant, fields in VARIANTS.items()}
 MODEL = MODELS["llama"]
-
-
-def loud(model, seed: int = 0) -> dict:
-    """Parameters with no value at its usual start, so that each shows in what is computed."""
-    rng = np.random.default_rng(seed)
-    return nn.unflatten({
-        path: jnp.asarray(
-            rng.uniform(0.5, 2.0, spec.shape) if path.endswith("scale") else rng.normal(0.0, 0.2, spec.shape), jnp.float32
-        )
-        for path, spec in nn.flatten(model.param_specs()).items()
-    })
 
 
 PARAMS = {variant: loud(model) for variant, model in MODELS.items()}
@@ -127,48 +117,37 @@ def in_numpy(params: dict, config: llama.Config, tokens: np.ndarray) -> dict[str
     return {"hidden": hidden, "logits": hidden @ table.T}
 
 
-def near(found, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hidden_states_and_logits_are_the_formulas_of_the_papers(variant):
     model, params = MODELS[variant], PARAMS[variant]
     hidden = APPLY[variant](params, TOKENS).hidden
     for row in range(2):
         expected = in_numpy(params, model.config, np.asarray(TOKENS[row]))
-        near(hidden[row], expected["hidden"])
-        near(model.unembed(params, hidden)[row], expected["logits"])
+        assert_near(hidden[row], expected["hidden"])
+        assert_near(model.unembed(params, hidden)[row], expected["logits"])
 
 
-def check_documents(variant: str, spans: list[tuple[int, int, int]], inputs: dict[str, np.ndarray]) -> None:
+def check_documents(variant: str, spans: list[Span], inputs: dict[str, np.ndarray]) -> None:
     """Each document `(row, start, stop)` has the hidden states that it has alone."""
     hidden = APPLY[variant](PARAMS[variant], **inputs).hidden
     for row, start, stop in spans:
-        near(hidden[row, start:stop], in_numpy(PARAMS[variant], MODELS[variant].config, inputs["tokens"][row, start:stop])["hidden"])
+        assert_near(hidden[row, start:stop], in_numpy(PARAMS[variant], MODELS[variant].config, inputs["tokens"][row, start:stop])["hidden"])
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])
 @settings(max_examples=6, deadline=None)
-@given(sizes=st.lists(st.integers(1, 12), min_size=3, max_size=3), left=st.booleans(), seed=st.integers(0, 99))
+@given(sizes=three(st.integers(1, 12)), left=st.booleans(), seed=st.integers(0, 99))
 def test_padding_and_the_order_of_rows_change_no_document(variant, sizes, left, seed):
-    spans = [(row, 12 - size, 12) if left else (row, 0, size) for row, size in enumerate(sizes)]
-    valid = np.zeros((3, 12), bool)
-    for row, start, stop in spans:
-        valid[row, start:stop] = True
+    spans, valid = padded(sizes, 12, left)
     check_documents(variant, spans, {"tokens": np.random.default_rng(seed).integers(0, 50, (3, 12)), "valid": valid})
 
 
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])
 @settings(max_examples=6, deadline=None)
-@given(cuts=st.lists(st.sets(st.integers(1, 11), max_size=4), min_size=3, max_size=3), seed=st.integers(0, 99))
+@given(cuts=three(st.sets(st.integers(1, 11), max_size=4)), seed=st.integers(0, 99))
 def test_packing_changes_no_document_whether_positions_are_told_or_not(variant, told, cuts, seed):
-    spans, segments, positions = [], np.zeros((3, 12), np.int32), np.zeros((3, 12), np.int32)
-    for row, ends in enumerate(cuts):
-        for number, (start, stop) in enumerate(zip([0, *sorted(ends)], [*sorted(ends), 12]), 1):
-            spans.append((row, start, stop))
-            segments[row, start:stop], positions[row, start:stop] = number, np.arange(stop - start)
+    spans, segments, positions = packed(cuts, 12)
     inputs = {"tokens": np.random.default_rng(seed).integers(0, 50, (3, 12)), "segments": segments}
     check_documents(variant, spans, inputs | ({"positions": positions} if told else {}))
 
@@ -177,7 +156,7 @@ def test_packing_changes_no_document_whether_positions_are_told_or_not(variant, 
 def test_layers_as_a_tuple_give_the_same(variant):
     cut = nn.unstack(jax.tree.map(jnp.copy, PARAMS[variant]))
     whole, apart = (APPLY[variant](params, TOKENS).hidden for params in (PARAMS[variant], cut))
-    near(apart, np.asarray(whole))
+    assert_near(apart, np.asarray(whole))
 
 
 def test_every_inner_value_can_be_tapped():

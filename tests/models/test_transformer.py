@@ -9,6 +9,7 @@ from flaxllm import nn
 from flaxllm.errors import InputError
 from flaxllm.models import build, preset, transformer
 from flaxllm.nn import Context, Taps
+from models.support import Span, assert_near, loud, packed, padded, three
 
 TINY = dict(vocab_size=40, num_layers=2, num_decoder_layers=3, num_heads=2, head_dim=6, d_model=16, d_mlp=20, norm_eps=1e-5)
 MARIAN = dict(
@@ -18,15 +19,6 @@ MARIAN = dict(
 MODELS = {"paper": build("transformer", TINY), "marian": build("transformer", {**TINY, **MARIAN})}
 MODEL = MODELS["paper"]
 SOURCE, TARGET = 12, 9
-
-
-def loud(model, seed: int = 0) -> dict:
-    """Parameters with no value at its usual start, so that each shows in what is computed."""
-    params = nn.flatten(model.init(jax.random.PRNGKey(seed)))
-    keys = jax.random.split(jax.random.PRNGKey(seed + 1), len(params))
-    return nn.unflatten({
-        path: value + 0.2 * jax.random.normal(key, value.shape) for (path, value), key in zip(params.items(), keys)
-    })
 
 
 PARAMS = {name: loud(model) for name, model in MODELS.items()}
@@ -96,22 +88,15 @@ def in_numpy(params: dict, config: transformer.Config, tokens: np.ndarray, targe
     return {"encoded": encoded, "hidden": hidden, "logits": hidden @ head.get("table", table).T + head.get("bias", 0)}
 
 
-def near(actual, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_hidden_states_and_logits_are_the_formulas_of_the_paper(name):
     model, params = MODELS[name], PARAMS[name]
     output = APPLY[name](params, TOKENS, TARGETS)
     for row in range(2):
         expected = in_numpy(params, model.config, np.asarray(TOKENS[row]), np.asarray(TARGETS[row]))
-        near(output.encoded[row], expected["encoded"])
-        near(output.hidden[row], expected["hidden"])
-        near(model.unembed(params, output.hidden)[row], expected["logits"])
-
-
-Span = tuple[int, int, int]  # row, start, stop
+        assert_near(output.encoded[row], expected["encoded"])
+        assert_near(output.hidden[row], expected["hidden"])
+        assert_near(model.unembed(params, output.hidden)[row], expected["logits"])
 
 
 def check_documents(name: str, sources: list[Span], targets: list[Span], inputs: dict[str, np.ndarray]) -> None:
@@ -120,25 +105,13 @@ def check_documents(name: str, sources: list[Span], targets: list[Span], inputs:
     for (row, start, stop), (_, begin, end) in zip(sources, targets, strict=True):
         source, target = inputs["tokens"][row, start:stop], inputs["decoder_tokens"][row, begin:end]
         alone = in_numpy(PARAMS[name], MODELS[name].config, source, target)
-        near(output.encoded[row, start:stop], alone["encoded"])
-        near(output.hidden[row, begin:end], alone["hidden"])
+        assert_near(output.encoded[row, start:stop], alone["encoded"])
+        assert_near(output.hidden[row, begin:end], alone["hidden"])
 
 
 def random_tokens(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {"tokens": rng.integers(0, 30, (3, SOURCE)), "decoder_tokens": rng.integers(0, 40, (3, TARGET))}
-
-
-def padded(sizes: list[int], length: int, left: bool) -> tuple[list[Span], np.ndarray]:
-    spans = [(row, length - size, length) if left else (row, 0, size) for row, size in enumerate(sizes)]
-    valid = np.zeros((3, length), bool)
-    for row, start, stop in spans:
-        valid[row, start:stop] = True
-    return spans, valid
-
-
-def three(numbers: st.SearchStrategy) -> st.SearchStrategy:
-    return st.lists(numbers, min_size=3, max_size=3)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -156,22 +129,12 @@ def test_padding_and_the_order_of_rows_change_no_document(name, sizes, target_si
     check_documents(name, sources, targets, random_tokens(seed) | {"valid": valid, "decoder_valid": decoder_valid})
 
 
-def packed(cuts: list[int], length: int) -> tuple[list[Span], np.ndarray, np.ndarray]:
-    """Two documents in each row, cut there."""
-    spans, segments, positions = [], np.zeros((3, length), np.int32), np.zeros((3, length), np.int32)
-    for row, cut in enumerate(cuts):
-        for number, (start, stop) in enumerate(((0, cut), (cut, length)), 1):
-            spans.append((row, start, stop))
-            segments[row, start:stop], positions[row, start:stop] = number, np.arange(stop - start)
-    return spans, segments, positions
-
-
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=6, deadline=None)
 @given(cuts=three(st.integers(1, SOURCE - 1)), target_cuts=three(st.integers(1, TARGET - 1)), seed=st.integers(0, 99))
 def test_packing_changes_no_document(name, cuts, target_cuts, seed):
-    sources, segments, positions = packed(cuts, SOURCE)
-    targets, decoder_segments, decoder_positions = packed(target_cuts, TARGET)
+    sources, segments, positions = packed([{cut} for cut in cuts], SOURCE)
+    targets, decoder_segments, decoder_positions = packed([{cut} for cut in target_cuts], TARGET)
     inputs = random_tokens(seed) | dict(segments=segments, decoder_segments=decoder_segments)
     check_documents(name, sources, targets, inputs | dict(positions=positions, decoder_positions=decoder_positions))
 
@@ -187,8 +150,8 @@ def test_encode_and_decode_are_the_halves_of_apply():
     params, whole = PARAMS["paper"], APPLY["paper"](PARAMS["paper"], TOKENS, TARGETS)
     encode, decode = (jax.jit(half, static_argnums=1) for half in (transformer.encode, transformer.decode))
     encoded = encode(params, MODEL.config, TOKENS)
-    near(encoded, np.asarray(whole.encoded))
-    near(decode(params, MODEL.config, TARGETS, encoded), np.asarray(whole.hidden))
+    assert_near(encoded, np.asarray(whole.encoded))
+    assert_near(decode(params, MODEL.config, TARGETS, encoded), np.asarray(whole.hidden))
     taps = Taps(functions=(("decoder/layers/cross_attention/weights", lambda layer, weights: 0.0 * weights),))
     without_source = decode(params, MODEL.config, TARGETS, encoded, ctx=Context(taps=taps))
     assert jnp.abs(without_source - whole.hidden).max() > 0.1
@@ -197,7 +160,7 @@ def test_encode_and_decode_are_the_halves_of_apply():
 def test_layers_as_tuples_give_the_same():
     cut = nn.unstack(jax.tree.map(jnp.copy, PARAMS["marian"]))
     assert isinstance(cut["encoder"]["layers"], tuple) and len(cut["decoder"]["layers"]) == 3
-    near(APPLY["marian"](cut, TOKENS, TARGETS).hidden, np.asarray(APPLY["marian"](PARAMS["marian"], TOKENS, TARGETS).hidden))
+    assert_near(APPLY["marian"](cut, TOKENS, TARGETS).hidden, np.asarray(APPLY["marian"](PARAMS["marian"], TOKENS, TARGETS).hidden))
 
 
 def test_every_inner_value_can_be_tapped():
