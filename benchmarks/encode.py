@@ -5,12 +5,12 @@
 From token ids and a mask to the normalised mean of the hidden states, in float32, for batches of 1 and 32 full rows of 16
 to 256 tokens. Each contender is a process of its own with its library's default threads; a round lets each take a turn of
 at least half a second on every shape. They first show that they give the same vectors. ONNX Runtime gets the graph that
-torch exports, with all of its own optimizations on. flaxllm works through a batch a thousand tokens at a time, so that what
-a layer computes stays in the cache. All have huge pages from glibc (flaxllm/memory.py), unless --small_pages.
+torch exports, with all of its own optimizations on. flaxllm has its layers unstacked, and works through a batch a thousand
+tokens at a time (`nn.map_parts`), so that what a layer computes stays in the cache. All have huge pages from glibc
+(flaxllm/memory.py), unless --small_pages.
 """
 
 import argparse
-import math
 import os
 import sys
 import tempfile
@@ -96,10 +96,12 @@ def _flaxllm() -> Encode:
     import jax
     import jax.numpy as jnp
 
+    from flaxllm import nn
     from flaxllm.pretrained import from_pretrained
     from real_weights import minilm_folder
 
     model, params = from_pretrained(minilm_folder())
+    params = nn.unstack(params)
 
     def encode_rows(params: dict, tokens: jax.Array, valid: jax.Array) -> jax.Array:
         hidden = model.apply(params, tokens, valid=valid).hidden
@@ -108,10 +110,8 @@ def _flaxllm() -> Encode:
 
     @jax.jit
     def encode(params: dict, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-        batch, length = tokens.shape
-        rows = math.gcd(batch, max(1, TOKENS_AT_A_TIME // length))
-        cut = (x.reshape(batch // rows, rows, length) for x in (tokens, valid))
-        return jax.lax.map(lambda part: encode_rows(params, *part), tuple(cut)).reshape(batch, -1)
+        rows = max(1, TOKENS_AT_A_TIME // tokens.shape[1])
+        return nn.map_parts(lambda part: encode_rows(params, *part), (tokens, valid), rows)
 
     return lambda tokens, mask: np.asarray(encode(params, tokens, mask.astype(bool)))
 

@@ -117,7 +117,9 @@ def _with_cuts(value: Any, special: Sequence[str]) -> Any:
         return value
     if isinstance(value, list):
         return [_with_cuts(item, special) for item in value]
-    return {key: _with_cuts(item, special) for key, item in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {_with_cuts(key, special): _with_cuts(item, special) for key, item in value.items()}
+    return value
 
 
 def _without_marks(text: str) -> Rendered:

@@ -115,12 +115,17 @@ def _encodings(encoder: tokenizers.Tokenizer, texts: str | Sequence, name: str, 
     """The encodings of one text or several, without special tokens."""
     single = isinstance(texts, str) if not split_words else len(texts) > 0 and all(isinstance(word, str) for word in texts)
     texts = [texts] if single else list(texts)
+    check_texts(texts, name, split_words)
+    with explained(encoder, texts):
+        return encoder.encode_batch(texts, is_pretokenized=split_words, add_special_tokens=False)
+
+
+def check_texts(texts: Sequence, name: str = "text", split_words: bool = False) -> None:
+    """Raise InputError where one is no string or, with `split_words`, no list of strings."""
     for number, text in enumerate(texts):
         if not _is_text(text, split_words):
             expected = "a list of strings, its words" if split_words else "a string"
             raise InputError(f"{name} {number} is {brief(text)}: expected {expected}")
-    with explained(encoder, texts):
-        return encoder.encode_batch(texts, is_pretokenized=split_words, add_special_tokens=False)
 
 
 def _is_text(text: object, split_words: bool) -> bool:

@@ -109,7 +109,7 @@ class _Keys:
 
     def token_id(self, name: str, count: int) -> int | None:
         index = self.metadata.get(f"tokenizer.{name}")
-        if index is not None and (not isinstance(index, int) or not 0 <= index < count):
+        if index is not None and (type(index) is not int or not 0 <= index < count):
             raise InputError(f"{self.path} has tokenizer.{name} {brief(index)}: expected an id below {count}")
         return index
 
@@ -121,4 +121,4 @@ class _Keys:
 
     def context_length(self) -> int | None:
         length = self.metadata.get(f"{self.metadata.get('general.architecture')}.context_length")
-        return length if isinstance(length, int) and length > 0 else None
+        return length if type(length) is int and length > 0 else None

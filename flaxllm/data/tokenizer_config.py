@@ -22,7 +22,7 @@ FAMILIES: dict[str, Mapping[str, str]] = {
     "distilbert": _BERT,
     "roberta": {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"},
     "gpt2": {"bos": END_OF_TEXT, "eos": END_OF_TEXT, "unk": END_OF_TEXT},
-    "qwen2": {"eos": END_OF_TEXT, "pad": END_OF_TEXT},
+    "qwen2": {"eos": END_OF_TEXT, "unk": END_OF_TEXT, "pad": END_OF_TEXT},
     "llama": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
     "t5": _T5,
     "marian": _T5,
@@ -40,9 +40,11 @@ _OF_CLASS = {
     "MarianTokenizer": "marian",
 }
 _OF_MODEL = {"mistral": "llama", "mt5": "t5", "qwen3": "qwen2"} | {family: family for family in FAMILIES}
+_LEFT = ("LlamaTokenizer", "CodeLlamaTokenizer")  # the classes that fill up on the left where their config is silent
 _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 
 _NO_LIMIT = 10**9  # transformers writes 1e30 where a model has none
+_MAX_DIGITS = 10  # of an id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +103,16 @@ class TokenizerConfig:
         names = self.values.get("model_input_names")
         return family != "distilbert" and ("token_type_ids" in names if isinstance(names, list) else family == "bert")
 
-    def side(self, name: str) -> str:
-        value = self.values.get(name, "right")
+    @property
+    def padding_side(self) -> str:
+        return self._side("padding_side", "left" if self.declared in _LEFT else "right")
+
+    @property
+    def truncation_side(self) -> str:
+        return self._side("truncation_side", "right")
+
+    def _side(self, name: str, default: str) -> str:
+        value = self.values.get(name, default)
         if value not in ("left", "right"):
             raise InputError(f"{self.folder / CONFIG} has {name} {brief(value)}: expected 'left' or 'right'")
         return value
@@ -153,8 +163,9 @@ def complete(
     if len(set(vocab.values())) < len(vocab):
         raise InputError(f"{config.folder} has a tokenizer that gives two tokens the same id: fetch its files again")
     roles = config.tokens_by_role(default)
+    known = {*vocab, *(token.content for token in config.added.values())}
     for role, token in roles.items():
-        if token is not None and f"{role}_token" not in config.values and backend.token_to_id(token.content) is None:
+        if token is not None and f"{role}_token" not in config.values and token.content not in known:
             roles[role] = None
     for each in [backend, *([translation.target] if translation else [])]:
         _add_tokens(each, config, [token for token in roles.values() if token is not None])
@@ -166,8 +177,8 @@ def complete(
         **ids,
         chat_template=config.chat_template,
         max_len=config.max_len,
-        padding_side=config.side("padding_side"),
-        truncation_side=config.side("truncation_side"),
+        padding_side=config.padding_side,
+        truncation_side=config.truncation_side,
         has_token_types=config.has_token_types(family),
         translation=translation,
     )
@@ -211,7 +222,7 @@ def _family(folder: Path, values: Mapping[str, Any]) -> tuple[str | None, str | 
 
 
 def _id(index: int | str, path: Path) -> int:
-    if not str(index).isdecimal():
+    if not str(index).isdecimal() or len(str(index)) > _MAX_DIGITS:
         raise InputError(f"{path} gives a token the id {brief(index)}: expected a whole number")
     return int(index)
 

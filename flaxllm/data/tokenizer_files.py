@@ -38,6 +38,7 @@ def load(path_or_id: str | Path) -> Tokenizer:
     special_tokens_map.json, added_tokens.json, chat_template.jinja and config.json. A file is any of the single ones.
 
     What the files say of truncation and padding to a length is dropped: text is encoded whole unless a call asks otherwise.
+    So is a dropout of merges (Provilkov et al. 2020), by which a text would have other ids each time.
 
     Raises:
       InputError: there is none (NoTokenizer), it is damaged, of a kind that is not known, or its files contradict each other.
@@ -82,8 +83,12 @@ def _load_file(path: Path) -> Tokenizer:
 def _load_json(files: list[Path], config: TokenizerConfig) -> Tokenizer:
     with blaming(f"{files[0]} is not a tokenizer.json that can be read"):
         backend = tokenizers.Tokenizer.from_file(str(files[0]))
-    backend.no_truncation()
-    backend.no_padding()
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        for texts in (("",), ("", "")):  # what is to be put around a text, and a pair, is looked up only now
+            backend.encode(*texts)
     if isinstance(backend.model, models.Unigram):
         names = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         names += [f"<0x{byte:02X}>" for byte in range(256)]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from flaxllm.data.encoding import Encoded, EncodedChat, Fit, encode_rows
+from flaxllm.data.encoding import Encoded, EncodedChat, Fit, check_texts, encode_rows
+from flaxllm.data.json_file import brief
 from flaxllm.data.library_errors import explained
 from flaxllm.errors import InputError
 
@@ -130,8 +131,9 @@ class Tokenizer:
         """The ids of each text, on all cores.
 
         Raises:
-          InputError: a text has what this vocabulary cannot say.
+          InputError: a text is no string, or has what this vocabulary cannot say.
         """
+        check_texts(texts)
         encode = self.backend.encode_batch if self.translation else self.backend.encode_batch_fast  # this keeps no tokens
         with explained(self.backend, texts):
             encodings = encode(texts, add_special_tokens=False)
@@ -222,11 +224,11 @@ class Tokenizer:
         """The text of each row of ids, as `decode` gives it.
 
         Raises:
-          InputError: an id is not of this vocabulary.
+          InputError: an id is not of this vocabulary, or a row holds anything but ids.
         """
         checked = []
-        for ids in rows:
-            ids = np.asarray(ids, np.int64)
+        for row in rows:
+            ids = _as_ids(row)
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
             if len(wrong):
                 raise InputError(f"there is no token {wrong[0]}: the vocabulary has ids 0 to {self.vocab_size - 1}")
@@ -358,6 +360,17 @@ class Tokenizer:
     def _tokens_by_role(self) -> dict[str, str | None]:
         ids = {role: getattr(self, role) for role in ROLES}
         return {role: None if index is None else self.backend.id_to_token(index) for role, index in ids.items()}
+
+
+def _as_ids(row: Sequence[int] | np.ndarray) -> np.ndarray:
+    try:
+        ids = np.asarray(row)
+    except ValueError:  # rows of several lengths
+        ids = None
+    if ids is None or ids.ndim != 1 or not (ids.size == 0 or np.issubdtype(ids.dtype, np.integer)):
+        shown = brief(row if ids is None else ids.tolist())
+        raise InputError(f"{shown} is no row of ids: expected whole numbers (decode_batch takes several rows)")
+    return ids.astype(np.int64)
 
 
 def _write(path: Path, content: bytes) -> None:

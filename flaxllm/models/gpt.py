@@ -152,11 +152,15 @@ def apply(
     x = constrain(x, ctx, "batch", "length", None)
     # Within a segment a token's place in the row orders it just as its position does.
     dense = Mask(causal=True, query_segments=segments, key_segments=segments, key_valid=valid)
-    masks = (dense,) if config.window is None else (dense, dense.replace(window=config.window))
-    cycle = tuple(partial(_layer, config=config, mask=mask) for mask in masks)
+    cycle = tuple(partial(_layer, config=config, mask=dense.replace(window=window)) for window in windows(config))
     x = nn.scan_layers(cycle, params["layers"], x, ctx)
     x = tap(nn.layer_norm(params["final_norm"], x, config.norm_eps, ctx), "hidden", ctx)
     return Output(hidden=x, taps=nn.returned_taps(ctx))
+
+
+def windows(config: Config) -> tuple[int | None, ...]:
+    """How many positions the layers see, which take turns; None for all."""
+    return (None,) if config.window is None else (None, config.window)
 
 
 def _layer(params: dict, x: Array, ctx: Context, config: Config, mask: Mask) -> Array:

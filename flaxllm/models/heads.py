@@ -45,7 +45,7 @@ def head_shape(heads: dict[str, Classifier | None], head: str | None) -> Classif
     if head is None:
         return None
     if head not in heads:
-        raise InputError(f"this model has no head {head!r}: {did_you_mean(head, heads)}")
+        raise InputError(f"this model has no head {head!r}: {did_you_mean(head, [*heads, 'base'])}")
     return heads[head]
 
 

@@ -221,11 +221,16 @@ def apply(
     x = constrain(nn.dropout(embedded, config.dropout, "embedding", ctx), ctx, "batch", "length", None)
     # Within a segment a token's place in the row orders it just as its position does.
     dense = Mask(causal=True, query_segments=segments, key_segments=segments, key_valid=valid)
-    windows = (None,) if config.window is None else (config.window if banded else None for banded in config.windowed)
-    cycle = tuple(partial(_layer, config=config, mask=dense.replace(window=window), turn=turn) for window in windows)
+    masks = [dense.replace(window=window) for window in windows(config)]
+    cycle = tuple(partial(_layer, config=config, mask=mask, turn=turn) for mask in masks)
     x = nn.scan_layers(cycle, params["layers"], x, ctx)
     x = tap(nn.rms_norm(params["final_norm"], x, config.norm_eps, ctx), "hidden", ctx)
     return Output(hidden=x, taps=nn.returned_taps(ctx))
+
+
+def windows(config: Config) -> tuple[int | None, ...]:
+    """How many positions the layers see, which take turns; None for all."""
+    return (None,) if config.window is None else tuple(config.window if banded else None for banded in config.windowed)
 
 
 def _rotation(config: Config, positions: Int[Array, "#batch length"]) -> nn.Rotation:

@@ -258,16 +258,17 @@ def decode(
     params: dict,
     config: Config,
     decoder_tokens: Int[Array, "batch target"],
-    encoded: Float[Array, "batch source embed"],
+    encoded: Float[Array, "batch source embed"] | nn.Layers,
     *,
-    valid: Bool[Array, "batch source"] | None = None,
+    valid: Bool[Array, "sources source"] | None = None,
     decoder_valid: Bool[Array, "batch target"] | None = None,
     decoder_positions: Int[Array, "batch target"] | None = None,
     segments: Int[Array, "batch source"] | None = None,
     decoder_segments: Int[Array, "batch target"] | None = None,
     ctx: Context = Context(),  # noqa: B008 (frozen)
 ) -> Float[Array, "batch target embed"]:
-    """The decoder's hidden states after its final norm, given the encoder's; `valid` and `segments` are the source's.
+    """The decoder's hidden states after its final norm, given the encoder's (or what `nn.remember` made of them for each
+    layer); `valid` and `segments` are the source's.
 
     Where rows hold several documents, a target's tokens see the source with their own number.
     """
@@ -284,7 +285,8 @@ def _run_stack(
     ctx = (nn.collecting(ctx) if ctx.collected is None else ctx).within(name)
     stack = params[name]
     where = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-    bias = nn.relative_bias(stack["relative_bias"], where, where, config.max_distance, name == "encoder", ctx)
+    seen = nn.seen_positions(where, ctx)
+    bias = nn.relative_bias(stack["relative_bias"], where, seen, config.max_distance, name == "encoder", ctx)
     x = tap(nn.embed(params["embedding"]["tokens"], tokens, ctx), "embedding", ctx)
     x = constrain(nn.dropout(x, config.dropout, "embedding", ctx), ctx, "batch", "length", None)
     x = nn.scan_layers((partial(layer, bias=tap(bias, "relative_bias", ctx)),), stack["layers"], x, ctx)
@@ -299,7 +301,7 @@ def _encoder_layer(params: dict, x: Array, ctx: Context, config: Config, mask: M
 
 
 def _decoder_layer(
-    params: dict, x: Array, ctx: Context, config: Config, mask: Mask, cross_mask: Mask, encoded: Array, bias: Array
+    params: dict, x: Array, ctx: Context, config: Config, mask: Mask, cross_mask: Mask, encoded: Array | nn.Layers, bias: Array
 ) -> Array:
     x = tap(x, "in", ctx)
     x = tap(_add_attention("attention", params, x, mask, config, ctx, bias=bias), "middle", ctx)
@@ -308,7 +310,7 @@ def _decoder_layer(
 
 
 def _add_attention(
-    name: str, params: dict, x: Array, mask: Mask, config: Config, ctx: Context, **others: Array
+    name: str, params: dict, x: Array, mask: Mask, config: Config, ctx: Context, **others: Array | nn.Layers
 ) -> Array:
     normed = tap(nn.rms_norm(params[f"{name}_norm"], x, config.norm_eps, ctx), f"{name}_norm", ctx)
     attended = nn.multi_head_attention(

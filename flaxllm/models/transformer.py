@@ -221,16 +221,17 @@ def decode(
     params: dict,
     config: Config,
     decoder_tokens: Int[Array, "batch target"],
-    encoded: Float[Array, "batch source embed"],
+    encoded: Float[Array, "batch source embed"] | nn.Layers,
     *,
-    valid: Bool[Array, "batch source"] | None = None,
+    valid: Bool[Array, "sources source"] | None = None,
     decoder_valid: Bool[Array, "batch target"] | None = None,
     decoder_positions: Int[Array, "batch target"] | None = None,
     segments: Int[Array, "batch source"] | None = None,
     decoder_segments: Int[Array, "batch target"] | None = None,
     ctx: Context = Context(),  # noqa: B008 (frozen)
 ) -> Float[Array, "batch target embed"]:
-    """The decoder's hidden states, given the encoder's; `valid` and `segments` are the source's.
+    """The decoder's hidden states, given the encoder's (or what `nn.remember` made of them for each layer); `valid` and
+    `segments` are the source's.
 
     Where rows hold several documents, a target's tokens see the source with their own number.
     """
@@ -263,7 +264,7 @@ def _encoder_layer(params: dict, x: Array, ctx: Context, config: Config, mask: M
 
 
 def _decoder_layer(
-    params: dict, x: Array, ctx: Context, config: Config, mask: Mask, cross_mask: Mask, encoded: Array
+    params: dict, x: Array, ctx: Context, config: Config, mask: Mask, cross_mask: Mask, encoded: Array | nn.Layers
 ) -> Array:
     x = _attention("attention", params, tap(x, "in", ctx), mask, config, ctx)
     x = _attention("cross_attention", params, tap(x, "middle", ctx), cross_mask, config, ctx, encoded)
@@ -271,7 +272,7 @@ def _decoder_layer(
 
 
 def _attention(
-    name: str, params: dict, x: Array, mask: Mask, config: Config, ctx: Context, memory: Array | None = None
+    name: str, params: dict, x: Array, mask: Mask, config: Config, ctx: Context, memory: Array | nn.Layers | None = None
 ) -> Array:
     attended = nn.multi_head_attention(
         params[name], x, mask, ctx.within(name), memory=memory, dropout_rate=config.attention_dropout

@@ -118,7 +118,11 @@ def _choose(call: Call) -> str:
 
 
 def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
-    """The definition, written down: scores and weights are arrays `[batch, heads, q_len, k_len]`."""
+    """The definition, written down: scores and weights are arrays `[batch, heads, q_len, k_len]`.
+
+    The values come before the weights, since the last operand of an einsum is the left one of its product: the other way
+    round the weights would be transposed.
+    """
     q, k, v, ctx = call.q, call.k, call.v, call.ctx
     batch, q_len, heads, dim = q.shape
     k_len, kv_heads = k.shape[1:3]
@@ -136,8 +140,8 @@ def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
     weights = tap(weights, "weights", ctx)
     weights = dropout(weights, call.dropout_rate, "weights", ctx).astype(v.dtype)
     if heads == kv_heads:
-        return jnp.einsum("bhts,bshd->bthd", weights, v, precision=ctx.precision)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights.reshape(grouped), v, precision=ctx.precision)
+        return jnp.einsum("bshd,bhts->bthd", v, weights, precision=ctx.precision)
+    out = jnp.einsum("bskd,bkgts->btkgd", v, weights.reshape(grouped), precision=ctx.precision)
     return out.reshape(batch, q_len, heads, v.shape[-1])
 
 
@@ -147,7 +151,8 @@ def masked_softmax(
 ) -> Float[Array, "batch heads q_len k_len"]:
     """Softmax over the keys that are seen, 0 for the others; the backward pass keeps only the result."""
     if seen is not None:
-        scores = jnp.where(seen, scores, -jnp.inf)
+        # Added, not selected: XLA on CPU then makes one pass of product, mask and exponential.
+        scores = scores + jnp.where(seen, 0.0, -jnp.inf)
     unnormalized = jnp.exp(scores - scores.max(-1, keepdims=True, initial=LEAST_SCORE))
     total = unnormalized.sum(-1, keepdims=True)
     return unnormalized / jnp.where(total == 0.0, 1.0, total)

@@ -63,7 +63,8 @@ class Context(struct.PyTreeNode):
     """The surroundings of one call.
 
     Data: `dropout_key` (None: no dropout), `rows` (`[batch]`, the global row number of each sequence, so that dropout
-    does not depend on how a batch is cut), `taps`, `layer` (the current layer's index, set by `scan_layers`).
+    does not depend on how a batch is cut), `taps`, `layer` (the current layer's index, set by `scan_layers`), `cache` (what
+    a decoder has read before, see `nn.reading`).
     Static: `compute_dtype` (None: that of the parameters), `precision` of matrix products, `attention` (an
     implementation's name or "auto"), `remat` (None, "full" or "dots"), `rules`, `scope` (the prefix of tap names).
     """
@@ -72,6 +73,7 @@ class Context(struct.PyTreeNode):
     rows: Any = None
     taps: Taps | None = None
     layer: Any = None
+    cache: Any = None
     compute_dtype: Any = struct.field(pytree_node=False, default=None)
     precision: Any = struct.field(pytree_node=False, default=None)
     attention: str = struct.field(pytree_node=False, default="auto")
@@ -79,6 +81,7 @@ class Context(struct.PyTreeNode):
     rules: Rules | None = struct.field(pytree_node=False, default=None)
     scope: str = struct.field(pytree_node=False, default="")
     collected: dict | None = struct.field(pytree_node=False, default=None)
+    written: list | None = struct.field(pytree_node=False, default=None)
 
     def within(self, scope: str) -> "Context":
         """The context of a part of the model: tap names and dropout keys are told apart by it."""

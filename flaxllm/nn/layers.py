@@ -4,6 +4,7 @@ Each layer has a function that declares its parameters and one that applies them
 would keep more values for the backward pass than the mathematics needs (layer norm, GELU), it is given by hand.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxllm.nn.context import Context, tap
 from flaxllm.nn.param import Initializer, Param, normal, ones, zeros
+from flaxllm.nn.weights import Weight, product, rows
 
 
 def dense_specs(
@@ -28,7 +30,7 @@ def dense_specs(
 
 def dense(params: dict, x: Float[Array, "..."], equation: str, ctx: Context) -> Float[Array, "..."]:
     """`einsum(equation, x, kernel) + bias`, where a bias is declared."""
-    y = jnp.einsum(equation, x, ctx.cast(params["kernel"]), precision=ctx.precision)
+    y = product(equation, x, params["kernel"], ctx)
     return y + ctx.cast(params["bias"]) if "bias" in params else y
 
 
@@ -37,20 +39,16 @@ def embedding_specs(index: str, size: int, width: int, init: Initializer = norma
     return Param((size, width), (index, "embed"), init, (index,))
 
 
-def embed(
-    table: Float[Array, "size width"], ids: Int[Array, "batch length"], ctx: Context
-) -> Float[Array, "batch length width"]:
-    """Rows of the table. An id outside of it gives NaN, so that a wrong vocabulary cannot pass for a right one."""
-    return ctx.cast(jnp.take(table, ids, axis=0, mode="fill"))
+def embed(table: Weight, ids: Int[Array, "batch length"], ctx: Context) -> Float[Array, "batch length width"]:
+    """Rows of the table `[size, width]`; NaN for an id outside of it."""
+    return rows(table, ids, ctx)
 
 
 def unembed(
-    table: Float[Array, "vocab width"], hidden: Float[Array, "*batch width"], ctx: Context
+    table: Weight, hidden: Float[Array, "*batch width"], ctx: Context
 ) -> Float[Array, "*batch vocab"]:
-    """Each hidden state's product with every row of the table, in float32 at least."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = ctx.cast(table)
-    return jnp.einsum("...d,vd->...v", hidden, table, precision=ctx.precision, preferred_element_type=wide)
+    """Each hidden state's product with every row of the table `[vocab, width]`, in float32 at least."""
+    return product("...d,vd->...v", hidden, table, ctx, jnp.promote_types(hidden.dtype, jnp.float32))
 
 
 def layer_norm_specs(width: int) -> dict[str, Param]:
@@ -99,6 +97,28 @@ def rms_norm(params: dict, x: Float[Array, "*batch width"], eps: float, ctx: Con
     return (normed * params["scale"]).astype(x.dtype)
 
 
+@jax.custom_jvp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`0.5 x (1 + erf(x / sqrt(2)))`, in float32 at least (Hendrycks and Gimpel 2016, section 2).
+
+    XLA on CPU takes a third of the time for `erf` that it takes for the `erfc` of `jax.nn.gelu`.
+    """
+    return (x * _normal_cdf(_widen(x))).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    wide = _widen(x)
+    below = _normal_cdf(wide)
+    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2.0 * math.pi)
+    return (wide * below).astype(x.dtype), dx * (below + wide * density).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 _TANH_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 _TANH_CUBIC = 0.044715
 
@@ -110,7 +130,7 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 @gelu_tanh.defjvp
-def _gelu_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _gelu_tanh_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     gate = _gelu_gate(x)
     gate_slope = (1.0 - gate * gate) * _TANH_SLOPE * (1.0 + 3.0 * _TANH_CUBIC * x * x)
@@ -123,7 +143,7 @@ def _gelu_gate(x: Array) -> Array:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,

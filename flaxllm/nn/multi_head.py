@@ -5,6 +5,8 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from flaxllm.nn.attention import attention
+from flaxllm.nn.cache import KeyValues, Layers, as_kept
+from flaxllm.nn.cached_attention import attend_with_past, kept_attention
 from flaxllm.nn.context import Context, constrain, tap
 from flaxllm.nn.layers import dense, dense_specs, rms_norm, rms_norm_specs
 from flaxllm.nn.mask import Mask
@@ -43,7 +45,7 @@ def multi_head_attention(
     mask: Mask,
     ctx: Context,
     *,
-    memory: Float[Array, "batch k_len width"] | None = None,
+    memory: Float[Array, "batch k_len width"] | Layers | None = None,
     bias: Float[Array, "#batch #heads #q_len #k_len"] | None = None,
     scale: float | None = None,
     rotate: Callable[[Array], Array] | None = None,
@@ -52,18 +54,35 @@ def multi_head_attention(
 ) -> Float[Array, "batch q_len width"]:
     """Attention from `x` to `memory` (cross-attention), or to `x` itself where there is none.
 
-    `rotate` turns queries and keys by their positions; `norm_eps` is that of the norms of queries and keys, where
-    declared. `ctx` is the one of this layer's scope, such as `ctx.within("attention")`.
+    `memory` may also be what `remember` made of it for each layer. `rotate` turns queries and keys by their positions;
+    `norm_eps` is that of the norms of queries and keys, where declared. `ctx` is the one of this layer's scope, such as
+    `ctx.within("attention")`; where it has a cache, `x` also attends to what that holds.
     """
-    source = x if memory is None else memory
-    q, k, v = (
-        tap(dense(params[name], of, "btd,dhk->bthk", ctx), name, ctx)
-        for name, of in (("query", x), ("key", source), ("value", source))
-    )
-    if "query_norm" in params:
-        q, k = rms_norm(params["query_norm"], q, norm_eps, ctx), rms_norm(params["key_norm"], k, norm_eps, ctx)
-    if rotate is not None:
-        q, k = tap(rotate(q), "rotated_query", ctx), tap(rotate(k), "rotated_key", ctx)
-    q, k, v = (constrain(value, ctx, "batch", "length", "heads", None) for value in (q, k, v))
-    mixed = attention(q, k, v, mask, bias=bias, scale=scale, dropout_rate=dropout_rate, ctx=ctx)
+    q = _heads("query", params, x, norm_eps, ctx)
+    if isinstance(memory, tuple):
+        mixed = kept_attention(q, (memory[ctx.layer],), mask, ctx, bias, scale)
+    else:
+        source = x if memory is None else memory
+        k, v = _heads("key", params, source, norm_eps, ctx), _heads("value", params, source, norm_eps, ctx)
+        if rotate is not None:
+            q, k = tap(rotate(q), "rotated_query", ctx), tap(rotate(k), "rotated_key", ctx)
+        q, k, v = (constrain(value, ctx, "batch", "length", "heads", None) for value in (q, k, v))
+        if ctx.cache is None:
+            mixed = attention(q, k, v, mask, bias=bias, scale=scale, dropout_rate=dropout_rate, ctx=ctx)
+        else:
+            mixed = attend_with_past(q, k, v, mask, ctx, bias, scale)
     return tap(dense(params["out"], tap(mixed, "mixed", ctx), "bthk,hkd->btd", ctx), "out", ctx)
+
+
+def remember(
+    params: dict, memory: Float[Array, "batch source width"], ctx: Context, norm_eps: float = 1e-6
+) -> KeyValues:
+    """The keys and values that a layer's cross-attention makes of a memory, to be made once for many tokens."""
+    return as_kept(*(_heads(name, params, memory, norm_eps, ctx) for name in ("key", "value")))
+
+
+def _heads(
+    name: str, params: dict, x: Float[Array, "batch length width"], norm_eps: float, ctx: Context
+) -> Float[Array, "batch length heads head_dim"]:
+    heads = tap(dense(params[name], x, "btd,dhk->bthk", ctx), name, ctx)
+    return rms_norm(params[f"{name}_norm"], heads, norm_eps, ctx) if f"{name}_norm" in params else heads

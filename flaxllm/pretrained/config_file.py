@@ -1,9 +1,11 @@
 """Reading a checkpoint's config.json key by key, so that what is missing or wrong is said by its name."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flaxllm.data.json_file import brief
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.models.heads import LABELS
 
@@ -18,6 +20,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
+_MAX_LABELS = 10**6
 _NEEDED = object()
 
 
@@ -54,6 +57,8 @@ class Keys:
 
     def number(self, name: str, default: Any = _NEEDED) -> Any:
         value = self._typed(name, default, (int, float), "a number")
+        if value is not None and not abs(value) <= sys.float_info.max:
+            raise InputError(f"{self.file} has {name} {brief(value)}: expected a finite number")
         return value if value is None else float(value)
 
     def switch(self, name: str, default: Any = _NEEDED) -> Any:
@@ -91,14 +96,18 @@ class Keys:
 def labels_of(keys: Keys) -> tuple[str, ...]:
     """The names of the classes, in the order of their ids; those of another number than `num_labels` are not its."""
     names, number = keys.get("id2label", None), keys.integer("num_labels", None)
+    if number is not None and not 0 <= number <= _MAX_LABELS:
+        raise InputError(f"{keys.file} has num_labels {number}: expected a number of classes, at most {_MAX_LABELS}")
+    if not isinstance(names, Mapping | None):
+        raise InputError(f"{keys.file} has id2label {brief(names)}: expected an object from class numbers to names")
     if names is None or number not in (None, len(names)):
         return LABELS if number is None else tuple(f"LABEL_{i}" for i in range(number))
     try:
         by_id = {int(index): str(name) for index, name in names.items()}
-    except (AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"{keys.file} has id2label {names!r}: expected an object from class numbers to names") from error
+    except ValueError as error:
+        raise InputError(f"{keys.file} has id2label {brief(names)}: expected an object from class numbers to names") from error
     if sorted(by_id) != list(range(len(by_id))):
-        raise InputError(f"{keys.file} has id2label with the numbers {sorted(by_id)}: expected 0 to {len(by_id) - 1}")
+        raise InputError(f"{keys.file} has id2label with the numbers {brief(sorted(by_id))}: expected 0 to {len(by_id) - 1}")
     return tuple(by_id[index] for index in range(len(by_id)))
 
 

@@ -1,7 +1,9 @@
 """Which of our families a checkpoint belongs to, and which head its config says it has."""
 
+from collections.abc import Iterable
 from types import ModuleType
 
+from flaxllm.data.json_file import brief
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.pretrained import bert, gpt, llama, t5, transformer
 from flaxllm.pretrained.config_file import Keys
@@ -18,8 +20,9 @@ def family_of(keys: Keys) -> str:
     """
     model_type = keys.get("model_type")
     known = {name: family for family, module in FAMILIES.items() for name in module.MODEL_TYPES}
-    if model_type not in known:
-        raise InputError(f"{keys.file} has model_type {model_type!r}, no model of flaxllm: {did_you_mean(model_type, known)}")
+    if not isinstance(model_type, str) or model_type not in known:
+        hint = did_you_mean(str(model_type), known)
+        raise InputError(f"{keys.file} has model_type {brief(model_type)}, no model of flaxllm: {hint}")
     return known[model_type]
 
 
@@ -32,10 +35,11 @@ def head_of(keys: Keys, family: str) -> str | None:
     architectures, known = keys.get("architectures", []), FAMILIES[family].ARCHITECTURES
     if not architectures:
         return None
-    if not isinstance(architectures, list) or architectures[0] not in known:
-        wrong = architectures[0] if isinstance(architectures, list) else architectures
-        raise InputError(f"{keys.file} has the architecture {wrong!r}, which is not known: {did_you_mean(str(wrong), known)}")
-    return known[architectures[0]]
+    name = architectures[0] if isinstance(architectures, list) else architectures
+    if not isinstance(name, str) or name not in known:
+        hint = did_you_mean(str(name), _of_type(keys.get("model_type"), known))
+        raise InputError(f"{keys.file} has the architecture {brief(name)}, which is not known: {hint}")
+    return known[name]
 
 
 def architecture_of(model_type: str, family: str, head: str | None) -> str:
@@ -44,8 +48,13 @@ def architecture_of(model_type: str, family: str, head: str | None) -> str:
     Raises:
       InputError: there is none.
     """
-    start = model_type.replace("-", "").lower()
-    for name, its_head in FAMILIES[family].ARCHITECTURES.items():
-        if its_head == head and name.lower().startswith(start):
+    architectures = FAMILIES[family].ARCHITECTURES
+    for name in _of_type(model_type, architectures):
+        if architectures[name] == head:
             return name
     raise InputError(f"a {model_type} checkpoint cannot say that it has the head {head!r}: save the model with another head")
+
+
+def _of_type(model_type: str, architectures: Iterable[str]) -> list[str]:
+    start = model_type.replace("-", "").lower()
+    return [name for name in architectures if name.lower().startswith(start)]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from flaxllm.data.json_file import brief
 from flaxllm.errors import InputError
 from flaxllm.models.llama import UNSCALED, Config
 from flaxllm.pretrained.config_file import ACTIVATIONS, Keys, activation_name, common_keys, labels_of, special_tokens
@@ -28,6 +29,7 @@ _DEFAULTS = {
     "qwen3": {"sliding_window": 4096, "max_window_layers": 28, "num_key_value_heads": 32, "head_dim": 128},
 }
 _SLIDING = {"full_attention": False, "sliding_attention": True}
+_MAX_LAYERS = 10**4  # of which each is listed
 
 # The rope_type of a config.json to our kind of scaling, and the keys of its turns there.
 _SCALINGS = {"default": UNSCALED, "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
@@ -75,11 +77,14 @@ def _read_window(keys: Keys) -> dict[str, Any]:
         return {}
     if not qwen:
         return {"window": window}
+    if not 1 <= num_layers <= _MAX_LAYERS:
+        raise InputError(f"{keys.file} has num_hidden_layers {brief(num_layers)}: expected 1 to {_MAX_LAYERS}")
     first = keys.integer("max_window_layers")
-    types = keys.get("layer_types", ["full_attention"] * min(first, num_layers) + ["sliding_attention"] * (num_layers - first))
-    if not isinstance(types, list) or len(types) != num_layers or not all(name in _SLIDING for name in types):
+    default = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
+    types = keys.get("layer_types", default)
+    if not isinstance(types, list) or len(types) != num_layers or not all(name in [*_SLIDING] for name in types):
         raise InputError(
-            f"{keys.file} has the layer_types {types!r}: expected 'full_attention' or 'sliding_attention' for each of its "
+            f"{keys.file} has the layer_types {brief(types)}: expected 'full_attention' or 'sliding_attention' for each of its "
             f"{num_layers} layers"
         )
     windowed = _shortest_cycle([_SLIDING[name] for name in types])

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ BASE = "base"  # the head's name for the model without one
 
 _log = logging.getLogger("flaxllm")
 _ALIGNMENT = 64  # bytes: an array that starts at a multiple of it is handed to jax on the CPU without a copy
-_STRIPE = 16  # rows that are transposed at a time: twice as fast as all at once
+_STRIPE = 128  # rows that are transposed at a time: what stays in the processor's cache
+_CACHE_LINE = 64  # bytes
+_THREADS = 2  # that read and write tensors on the host: each has one of them in memory, and more were not faster
 
 # Writes a tensor in the checkpoint's layout into its place: (path, layer, tensor, inputs_first).
 Write = Callable[[str, int | None, np.ndarray, bool], None]
@@ -51,7 +54,8 @@ def from_pretrained(
     is started afresh if it is named, with `labels` for its classes (those of the config otherwise), from `key`; a
     warning says so. `config` has keys for what config.json lacks or gets wrong, such as the model_type that old files do
     not name. `dtype` is the checkpoint's own unless given. With a `mesh` (or its text, such as "fsdp:8")
-    parameters are split by their logical axes. Tensors are read one at a time into their places.
+    parameters are split by their logical axes. Tensors are read into their places one at a time, or two at a time where
+    the places are on the host: that much is in memory beside the parameters.
 
     Raises:
       InputError: the path, the config or a tensor is not what it must be.
@@ -67,11 +71,12 @@ def from_pretrained(
     dtypes = _dtypes(checkpoint, found, new, dtype)
     if mesh is None and jax.default_backend() == "cpu":
         write, params = _host_places({path: specs[path] for path in specs if path not in new}, dtypes)
+        threads = _THREADS
     else:
         mesh = make_mesh(mesh) if isinstance(mesh, str) else mesh
         write, params = _device_places(specs, dtypes, mesh)
-    for name, place in found.places.items():
-        _write_tensor(checkpoint.tensors[name].read(), place, specs, write)
+        threads = 1
+    _write_all(checkpoint, found, specs, write, threads)
     loaded = params()
     if new:
         head_specs = nn.unflatten({path: specs[path] for path in new})
@@ -159,6 +164,22 @@ def _set_layer(stacked: Array, tensor: Array, layer: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, tensor, layer, axis=0)
 
 
+def _write_all(checkpoint: Checkpoint, found: Match, specs: Mapping[str, Param], write: Write, threads: int) -> None:
+    """Read the tensors and write them to their places. Of several that fail it is the first whose error is raised, once no
+    thread is at work any more."""
+
+    def move(name: str, place: Place) -> None:
+        _write_tensor(checkpoint.tensors[name].read(), place, specs, write)
+
+    if threads == 1:  # here, and not in a thread of its own, because jax's settings may be this thread's alone
+        for name, place in found.places.items():
+            move(name, place)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(move, found.places.keys(), found.places.values()):
+            pass
+
+
 def _write_tensor(tensor: np.ndarray, place: Place, specs: Mapping[str, Param], write: Write) -> None:
     rule = place.rule
     parts = np.split(tensor, len(rule.paths), axis=fused_axis(rule, specs)) if len(rule.paths) > 1 else [tensor]
@@ -170,8 +191,13 @@ def _copy(place: np.ndarray, tensor: np.ndarray) -> None:
     if place.flags.c_contiguous:
         place[...] = tensor
         return
-    for start in range(0, len(place), _STRIPE):
-        place[start : start + _STRIPE] = tensor[start : start + _STRIPE]
+    # Rows a power of 2 apart would fall on each other in the cache: they are laid further apart before they are transposed.
+    rows, columns = tensor.shape
+    apart = np.empty((min(_STRIPE, rows), columns + _CACHE_LINE // place.itemsize), place.dtype)[:, :columns]
+    for start in range(0, rows, _STRIPE):
+        stripe = apart[: rows - start]
+        stripe[...] = tensor[start : start + _STRIPE]
+        place[start : start + _STRIPE] = stripe
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Models to the form in which others read them: config.json, safetensors, and the tokenizer's files."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from flaxllm.pretrained.families import FAMILIES, architecture_of
 from flaxllm.pretrained.load import from_pretrained
 from flaxllm.pretrained.match import Place, expand
 from flaxllm.pretrained.names import as_theirs, fused_axis, rule_shape
+
+_log = logging.getLogger("flaxllm")
 
 
 def save_pretrained(
@@ -62,6 +65,7 @@ def convert(source: str | Path, directory: str | Path, dtype: str | None = None,
         tokenizer = load_tokenizer(source)
     except NoTokenizer:
         tokenizer = None
+        _log.warning("%s has no tokenizer, and so %s is without one: put its files there", source, directory)
     save_pretrained(directory, model, params, tokenizer)
 
 

@@ -85,7 +85,7 @@ def write_config(config: Config, head: str | None) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "n_positions": config.max_len,
         "num_layers": config.num_layers,
-        "num_decoder_layers": config.decoder_depth,
+        "num_decoder_layers": config.num_decoder_layers,
         "num_heads": config.num_heads,
         "d_kv": config.head_dim,
         "d_model": config.d_model,

@@ -47,13 +47,15 @@ def _tensor(path: Path, name: Any, value: Any) -> Tensor:
     value = value.detach()
     kind = str(value.dtype).removeprefix("torch.")
     dtype = next((dtype for dtype in DTYPES.values() if dtype.name == kind), None)
-    if dtype is None or value.layout != torch.strided:
-        raise InputError(f"{path}: tensor {brief(name)} is {value.layout} of {kind}: expected a dense one of a known dtype")
+    if dtype is None or value.layout != torch.strided or value.is_meta:
+        form = "without values, on torch's device meta" if value.is_meta else f"{value.layout} of {kind}"
+        raise InputError(f"{path}: tensor {brief(name)} is {form}: expected a dense one of a known dtype")
     return Tensor(tuple(value.shape), dtype, path, partial(_read, value, dtype))
 
 
 def _read(value: Any, dtype: np.dtype) -> np.ndarray:
     import torch
 
-    data = value.contiguous().reshape(-1).view(torch.uint8).numpy()  # as bytes, because numpy lacks some of the dtypes
-    return data.copy().view(dtype).reshape(tuple(value.shape))
+    value = value.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    data = value.reshape(-1).view(torch.uint8).numpy()  # as bytes, because numpy lacks some of the dtypes
+    return data.view(dtype).reshape(tuple(value.shape))

@@ -60,10 +60,10 @@ def test_the_assistants_words_are_found_behind_a_message_that_spells_a_special_t
 
 
 def test_a_tool_cannot_end_a_turn_either(tokenizer):
-    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>", "parameters": {"<|im_start|>": 1}}}]
     special = [tokenizer.backend.token_to_id(token) for token in tokenizer.special_tokens]
     counts = [np.isin(tokenizer.encode_chat(MESSAGES, tools=tools, allow_special=allow).tokens, special).sum() for allow in (False, True)]
-    assert counts[1] == counts[0] + 1
+    assert counts[1] == counts[0] + 2
 
 
 def test_templates_have_what_transformers_offers_them():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from data.frozen_tokenizers import load
 from flaxllm.data import byte_level, char_level, load_tokenizer
+from flaxllm.data.encoding import check_texts
 from flaxllm.errors import InputError
 
 words = st.lists(st.sampled_from(["dog", "Class", "it's", "naïve", "語", "12"]), max_size=9).map(" ".join)
@@ -171,8 +172,10 @@ def test_what_cannot_be_done_is_said(bert, options, message):
 def test_what_is_no_text_is_named(bert):
     assert refused(bert, ["a", float("nan")]) == "text 1 is nan: expected a string"
     assert refused(bert, [["a"]]) == "text 0 is ['a']: expected a string"
+    assert refused(check_texts, ["a", None]) == "text 1 is None: expected a string"
     words = "expected a list of strings, its words"
     assert refused(bert, [["a"], ["b", 3]], split_words=True) == f"text 1 is ['b', 3]: {words}"
+    assert refused(bert, "b c", split_words=True) == f"text 0 is 'b c': {words}"
     assert refused(bert, [["a"], "b c"], split_words=True) == f"text 1 is 'b c': {words}"
     assert refused(char_level(["abc"]), ["abc", "abé"]).startswith("the tokenizer has no token for 'é'")
     assert "'\\ud800'" in refused(byte_level(), "a\ud800")

@@ -62,9 +62,9 @@ def test_some_kinds_take_a_word_whole_that_no_merge_makes(tmp_path, pre, whole):
     assert (load_tokenizer(tmp_path).encode("qqq").tolist() == [len(tokens) - 1]) == whole
 
 
-def write_gguf(path: Path, **values) -> None:
-    """A GGUF file like that of the fixtures, with other values; None takes a key away."""
-    changed = {f"tokenizer.{name}": value for name, value in values.items()}
+def write_gguf(path: Path, model: dict | None = None, **values) -> None:
+    """A GGUF file like that of the fixtures, with other values (`model` has those not of the tokenizer); None takes a key away."""
+    changed = {f"tokenizer.{name}": value for name, value in values.items()} | (model or {})
     keys = read_metadata(FOLDER / "smollm.gguf") | changed
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in keys.items():
@@ -90,6 +90,7 @@ def write_gguf(path: Path, **values) -> None:
         ({"ggml.merges": ["xyz zyx"]}, "has a tokenizer that cannot be used: "),
         ({"ggml.token_type": [1, 2]}, "has 2 values in tokenizer.ggml.token_type: expected 504 numbers"),
         ({"ggml.eos_token_id": 504}, "has tokenizer.ggml.eos_token_id 504: expected an id below 504"),
+        ({"ggml.eos_token_id": True}, "has tokenizer.ggml.eos_token_id True: expected an id below 504"),
         ({"ggml.add_bos_token": 1}, "has tokenizer.ggml.add_bos_token 1: expected bool"),
         ({"chat_template": 3}, "has the chat_template 3: expected a string"),
         ({"ggml.model": "llama"}, "has no tokenizer.ggml.scores"),
@@ -100,6 +101,15 @@ def test_what_is_wrong_with_the_tokenizer_in_a_gguf_file_is_said(tmp_path, value
     path = tmp_path / "x.gguf"
     write_gguf(path, **values)
     assert refused(path).startswith(f"{path} {message}")
+
+
+@pytest.mark.parametrize("length", [True, 0, "x", 0.5])
+def test_a_context_length_that_is_none_is_not_taken_for_one(tmp_path, length):
+    path = tmp_path / "x.gguf"
+    write_gguf(path, **{"ggml.pre": "smollm"})
+    assert load_tokenizer(path).max_len == 2048
+    write_gguf(path, model={"llama.context_length": length})
+    assert load_tokenizer(path).max_len is None
 
 
 def test_a_gguf_file_may_have_several_chat_templates_and_lie_alone_in_a_folder(tmp_path):

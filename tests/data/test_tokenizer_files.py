@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,6 +210,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     assert "has model_max_length 'x': expected a number" in damaged("", tokenizer_config={"model_max_length": "x"})
     assert "gives the token '[PAD]' the id 7 in one file and 0" in damaged("", added_tokens={"[PAD]": 7})
     assert "added_tokens.json gives a token the id 'x'" in damaged("", added_tokens={"[PAD]": "x"})
+    assert "added_tokens.json gives a token the id '999" in damaged("", added_tokens={"[PAD]": "9" * 5000})
     ids = {"a": 0, "b": 0, "<|endoftext|>": 1}
     message = damaged("vocab.json", json.dumps(ids).encode(), of="gpt2", tokenizer_config={})
     assert "not GPT-2's pair of files" in message or "two tokens the same id" in message
@@ -237,6 +240,47 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     assert "a vocabulary for each language" in damaged("", of="marian", tokenizer_config={"separate_vocabs": True})
     (tmp_path / "folder" / "target.spm").unlink()
     assert "holds no tokenizer: expected tokenizer.json, source.spm and target.spm and vocab.json" in refused(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("damage", [
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AQI="}},
+    {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[GONE]", "type_id": 0}}], "pair": [], "special_tokens": {}}},
+])  # fmt: skip
+def test_a_tokenizer_json_at_which_the_library_panics_is_refused(tmp_path, damage):
+    shutil.copytree(FOLDER / "bert_saved", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    assert refused(tmp_path).startswith(f"{path} is not a tokenizer.json that can be read: ")
+
+
+def test_merges_are_not_dropped_at_random_whatever_a_tokenizer_json_was_trained_with(tmp_path):
+    load("gpt2").save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.fingerprint == load("gpt2").fingerprint
+    for text in TEXTS["texts"]:
+        assert tokenizer.encode(text).tolist() == load("gpt2").encode(text).tolist()
+
+
+@pytest.mark.parametrize(("config", "side"), [
+    ({"tokenizer_class": "LlamaTokenizer"}, "left"), ({"tokenizer_class": "LlamaTokenizerFast"}, "left"), ({}, "right"),
+    ({"tokenizer_class": "PreTrainedTokenizerFast"}, "right"), ({"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}, "right"),
+])  # fmt: skip
+def test_rows_are_filled_up_on_the_side_of_transformers_class_where_a_config_is_silent(tmp_path, config, side):
+    shutil.copy(FOLDER / "llama" / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).padding_side == side
+
+
+def test_qwen2_has_the_special_tokens_of_transformers_class_where_a_config_is_silent(tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(FOLDER / "qwen2" / name, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": load("qwen2").unk}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.unk, tokenizer.pad) == (None, *[tokenizer.end_of_text] * 3)
 
 
 def test_a_length_without_a_limit_is_none(tmp_path):
@@ -275,6 +319,11 @@ def test_a_path_that_is_no_id_is_not_looked_for_on_the_hub(monkeypatch, name):
     monkeypatch.setattr("flaxllm.data.tokenizer_files.resolve", lambda *_: pytest.fail("the hub was asked"))
     assert refused(name).startswith(f"there is no tokenizer {name!r}: ")
 
+
+def test_a_tokenizer_is_loaded_without_the_library_of_the_pipelines():
+    script = f"import sys; from flaxllm import load_tokenizer; load_tokenizer({str(FOLDER / 'bert')!r}); print('grain' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_end_of_a_text_is_part_of_the_fingerprint():

@@ -170,6 +170,8 @@ def test_an_id_outside_the_vocabulary_is_refused(tokenizer):
         expected = f"there is no token {wrong}: the vocabulary has ids 0 to {size - 1}"
         assert refused(tokenizer.decode, [0, wrong]) == expected
     assert tokenizer.decode([]) == ""
+    for row in (np.array([0.5]), np.array(3), np.array([[1], [2]]), np.array([True]), [2**70]):
+        assert refused(tokenizer.decode, row).endswith("is no row of ids: expected whole numbers (decode_batch takes several rows)")
 
 
 @pytest.mark.parametrize("name", ["bytes", "chars", "bpe"])

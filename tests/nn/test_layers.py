@@ -40,16 +40,25 @@ def test_gelu_tanh_is_its_formula_and_near_the_exact_one():
     np.testing.assert_allclose(nn.ACTIVATIONS["gelu"](x), 0.5 * wide * (1 + erf(wide / np.sqrt(2))), atol=1e-6)
 
 
+def test_gelu_of_low_precision_is_the_rounded_exact_one():
+    x = jnp.linspace(-4, 4, 201, dtype=jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    got, slope = nn.ACTIVATIONS["gelu"](x), jax.vmap(jax.grad(nn.ACTIVATIONS["gelu"]))(x)
+    assert got.dtype == slope.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got, np.float64), 0.5 * wide * (1 + erf(wide / np.sqrt(2))), rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 def test_derivatives_given_by_hand_are_the_numerical_ones(mode):
     with jax.enable_x64(True):
         x, scale, bias = (jnp.asarray(RNG.normal(size=shape)) for shape in [(3, 8), (8,), (8,)])
 
-        def both(x, scale, bias):
+        def all_three(x, scale, bias):
             params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
-            return nn.layer_norm(params, jnp.asarray(x), 1e-3, Context()), nn.gelu_tanh(jnp.asarray(x))
+            normed = nn.layer_norm(params, jnp.asarray(x), 1e-3, Context())
+            return normed, nn.gelu_tanh(jnp.asarray(x)), nn.ACTIVATIONS["gelu"](jnp.asarray(x))
 
-        check_grads(both, (x, scale, bias), order=2, modes=[mode], atol=1e-5, rtol=1e-5)
+        check_grads(all_three, (x, scale, bias), order=2, modes=[mode], atol=1e-5, rtol=1e-5)
 
 
 def test_feed_forward_is_two_products_around_the_activation():

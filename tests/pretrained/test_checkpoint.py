@@ -323,6 +323,7 @@ def test_what_torch_saved_is_read_to_the_byte(tmp_path, zipped):
     kinds += ["float8_e4m3fn", "float8_e5m2"] if zipped else []  # which are younger than the other form
     state = {kind: torch.tensor([[0.0, 1], [2, 3]]).to(getattr(torch, kind)).T for kind in kinds}
     state |= {"number": torch.tensor(3.5), "none": torch.zeros(0, 2), "parameter": torch.nn.Parameter(torch.ones(2))}
+    state |= {"conjugate": torch.tensor([1 + 2j]).conj(), "negative": torch.tensor([1 + 2j]).conj().imag}
     foreign(tmp_path)
     torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     tensors = open_checkpoint(tmp_path).tensors
@@ -330,7 +331,8 @@ def test_what_torch_saved_is_read_to_the_byte(tmp_path, zipped):
     for name, tensor in state.items():
         found = tensors[name].read()
         assert found.dtype.name == str(tensor.dtype).removeprefix("torch.") and found.shape == tuple(tensor.shape)
-        assert found.astype(np.float64).tolist() == tensor.detach().double().tolist() and found.flags.writeable
+        expected = tensor.resolve_conj() if tensor.is_complex() else tensor.detach().double().resolve_neg()
+        assert found.astype(expected.numpy().dtype).tolist() == expected.tolist() and found.flags.writeable
 
 
 @pytest.mark.parity
@@ -344,6 +346,7 @@ def test_sharded_torch_weights_are_read_and_what_is_no_tensor_is_refused(tmp_pat
     assert content(open_checkpoint(tmp_path)) == bits({name: np.ones(2, np.float32) for name in "ab"})
     for state, message in (
         ({"model": {"a": torch.ones(2)}}, "holds a dict under 'model': expected tensors by name"),
+        ({"a": torch.ones(2, device="meta")}, "tensor 'a' is without values, on torch's device meta: expected a dense one"),
         (torch.ones(2), "holds a Tensor: expected tensors by name"),
         ({"a": torch.ones(2).to_sparse()}, "tensor 'a' is torch.sparse_coo of float32: expected a dense one"),
         ({"a": torch.ones(2, dtype=torch.complex128)}, "tensor 'a' is torch.strided of complex128"),

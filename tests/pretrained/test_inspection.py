@@ -1,3 +1,5 @@
+"""What is printed of a checkpoint."""
+
 import io
 
 import numpy as np
@@ -45,6 +47,17 @@ def test_what_does_not_fit_is_shown_and_not_raised(tmp_path):
     assert "mystery unmapped: no parameter of this model" in lines
     assert "transformer.ln_f.bias missing" in lines
     assert any(line.endswith("the same parameter as ln_f.weight") or "the same parameter as transformer.ln_f" in line for line in lines)
+
+
+def test_a_narrow_terminal_has_each_name_whole_and_on_a_line_of_its_own(tmp_path):
+    gpt2.write(tmp_path)
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=60)
+    inspect(tmp_path, None, console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    at = lines.index(["layers/attention/query/kernel", str(gpt2.LAYERS * gpt2.WIDTH**2)])
+    assert lines[at + 1] == "layers 3, embed 8, heads 2, head_dim 4".split()
+    assert lines[at + 2 : at + 4] == [["float32"], ["transformer.h.{layer}.attn.c_attn.weight"]]
+    assert max(map(len, console.file.getvalue().splitlines())) <= 60
 
 
 def test_no_tensor_is_read(tmp_path, monkeypatch):

@@ -83,6 +83,8 @@ def test_original_lengths_come_from_the_scaling_or_from_beside_it():
         ({"max_window_layers": 0}, 5, (True,)),
         ({"max_window_layers": 1}, 5, (False, True, True, True)),
         ({"max_window_layers": 28}, None, (True,)),
+        ({"max_window_layers": -(10**30)}, 5, (True,)),
+        ({"max_window_layers": 10**30}, None, (True,)),
         ({"layer_types": ["full_attention", "sliding_attention"] * 2}, 5, (False, True)),
     ],
 )
@@ -133,7 +135,15 @@ def test_what_is_not_computed_is_refused(change, message):
         read(BASE | change)
 
 
-@pytest.mark.parametrize("types", [["full_attention"] * 3, ["full_attention", "chunked_attention"] * 2, "full_attention"])
+@pytest.mark.parametrize("depth", [10**30, 10**9, 0, -3])
+def test_a_depth_that_cannot_be_is_refused_before_its_layers_are_listed(depth):
+    with pytest.raises(InputError, match=f"^config.json has num_hidden_layers {depth}: expected 1 to 10000"):
+        read(QWEN, num_hidden_layers=depth)
+
+
+@pytest.mark.parametrize(
+    "types", [["full_attention"] * 3, ["full_attention", "chunked_attention"] * 2, "full_attention", [["full_attention"]] * 4]
+)
 def test_layer_types_that_are_not_known_are_refused(types):
     with pytest.raises(InputError, match="expected 'full_attention' or 'sliding_attention' for each of its 4 layers"):
         read(QWEN, layer_types=types)

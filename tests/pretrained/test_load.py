@@ -1,5 +1,7 @@
 import logging
 import re
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 
 from flaxllm import nn
 from flaxllm.errors import InputError
-from flaxllm.pretrained import from_pretrained
+from flaxllm.pretrained import from_pretrained, load
+from flaxllm.pretrained.checkpoint import open_checkpoint
 from pretrained import gpt2
 
 TOKENS = jnp.array([[1, 2, 3, 4]])
@@ -128,6 +131,77 @@ def test_what_an_old_config_does_not_say_can_be_given(tmp_path):
     assert (model.family, model.head) == ("gpt", None)
 
 
+@pytest.mark.parametrize(("held", "asked"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")])
+@pytest.mark.parametrize("rows", [1, 127, 128, 300])
+def test_a_tensor_is_transposed_whole_whatever_its_number_of_rows(rows, held, asked):
+    tensor = np.random.default_rng(0).standard_normal((rows, 40)).astype(jnp.dtype(held))
+    place = np.zeros((40, rows), jnp.dtype(asked))
+    load._copy(place.T, tensor)
+    assert place.tobytes() == tensor.T.astype(place.dtype).tobytes()
+
+
+def with_reads(monkeypatch, wrap):
+    """Loads have `wrap(name, read)` in place of each tensor's read from here on."""
+
+    def opened(path):
+        checkpoint = open_checkpoint(path)
+        tensors = {name: tensor._replace(read=wrap(name, tensor.read)) for name, tensor in checkpoint.tensors.items()}
+        return checkpoint._replace(tensors=tensors)
+
+    monkeypatch.setattr(load, "open_checkpoint", opened)
+
+
+@pytest.mark.parametrize(("mesh", "most"), [(None, 2), ("fsdp:8", 1)])
+def test_two_tensors_are_read_at_a_time_and_one_on_a_mesh(tmp_path, monkeypatch, mesh, most):
+    gpt2.write(tmp_path)
+    at_work, seen, lock = set(), set(), threading.Lock()
+
+    def wrap(name, read):
+        def slow():
+            with lock:
+                at_work.add(name)
+                seen.add(len(at_work))
+            time.sleep(0.005)
+            with lock:
+                at_work.remove(name)
+            return read()
+
+        return slow
+
+    with_reads(monkeypatch, wrap)
+    from_pretrained(tmp_path, mesh=mesh)
+    assert max(seen) == most
+
+
+def test_of_two_tensors_that_fail_the_first_is_named_and_nothing_goes_on(tmp_path, monkeypatch):
+    gpt2.write(tmp_path)
+    first, second, *later = open_checkpoint(tmp_path).tensors
+    begun, ended, second_failed = [], [], threading.Event()
+
+    def wrap(name, read):
+        def failing():
+            begun.append(name)
+            try:
+                if name == second:
+                    second_failed.set()
+                    raise InputError(f"{name} is bad")
+                if name == first:
+                    assert second_failed.wait(10)
+                    raise InputError(f"{name} is bad")
+                time.sleep(0.05)
+                return read()
+            finally:
+                ended.append(name)
+
+        return failing
+
+    with_reads(monkeypatch, wrap)
+    with pytest.raises(InputError, match=f"^{re.escape(first)} is bad$"):
+        from_pretrained(tmp_path)
+    assert sorted(begun) == sorted(ended) and len(begun) < len(later)
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
 FLOATS = np.zeros(gpt2.WIDTH, np.float32)
 BAD = {
     "missing": ({"without": ("transformer.ln_f.bias",)}, r"lacks 'transformer\.ln_f\.bias'.*not whole"),
@@ -171,7 +245,7 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(case, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"head": "masked-lm"}, "no head 'masked-lm': expected one of: causal-lm"),
+        ({"head": "masked-lm"}, "no head 'masked-lm': expected one of: base, causal-lm"),
         ({"head": "sequence-clasification"}, "did you mean 'sequence-classification'"),
         ({"dtype": "float33"}, "there is no dtype 'float33'"),
         ({"dtype": "int8"}, "cannot be int8: use a floating-point dtype"),

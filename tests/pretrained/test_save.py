@@ -99,15 +99,17 @@ def test_parameters_of_another_model_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_convert_changes_the_dtype_and_takes_the_tokenizer_along(tmp_path):
+def test_convert_changes_the_dtype_and_takes_the_tokenizer_along(tmp_path, caplog):
     held = gpt2.write(tmp_path / "first")
     convert(tmp_path / "first", tmp_path / "without")
+    assert f"{tmp_path / 'first'} has no tokenizer, and so {tmp_path / 'without'} is without one" in caplog.text
+    caplog.clear()
     byte_level().save(tmp_path / "first")
     convert(tmp_path / "first", tmp_path / "half", dtype="bfloat16")
     halves = {name: array.astype(ml_dtypes.bfloat16) for name, array in held.items()}
     assert same_bytes(load_file(tmp_path / "half" / "model.safetensors"), halves)
     assert load_tokenizer(tmp_path / "half").vocab_size == byte_level().vocab_size
-    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    assert not (tmp_path / "without" / "tokenizer.json").exists() and not caplog.records
 
 
 def test_a_damaged_tokenizer_stops_a_conversion(tmp_path):

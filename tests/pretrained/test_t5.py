@@ -28,6 +28,7 @@ def read(values: dict, names: tuple[str, ...] = (), **changes) -> Config:
     "changes",
     [
         {},
+        dict(num_decoder_layers=None),
         dict(activation="gelu_tanh", gated=True, tied=False, scale_output=False, bos_token=3, eos_token=(2, 5)),
         dict(activation="gelu", gated=True, scale_output=False, eos_token=None, pad_token=None, decoder_start_token=4),
         dict(activation="silu", tied=False, num_buckets=12, max_distance=30, norm_eps=1e-5, init_factor=0.5),
@@ -35,7 +36,7 @@ def read(values: dict, names: tuple[str, ...] = (), **changes) -> Config:
     ],
 )
 def test_what_is_written_is_read_again(changes):
-    config = Config(**TINY, **changes)
+    config = Config(**TINY | changes)
     assert read(write_config(config, "seq2seq-lm"), () if config.tied else TABLE) == config
 
 
