@@ -16,11 +16,15 @@ _HOMES = {
     "from_pretrained": "flaxllm.pretrained",
     "generate": "flaxllm.decoding",
     "load_tokenizer": "flaxllm.data",
+    "prepare": "flaxllm.decoding",
     "preset": "flaxllm.models",
     "save_pretrained": "flaxllm.pretrained",
     "train": "flaxllm.training",
 }
-_ROOMS = ("adapters", "data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pretrained", "training")
+_ROOMS = (
+    "adapters", "data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pipelines", "pretrained", "serving",
+    "training",
+)  # fmt: skip
 
 __all__ = sorted([*_HOMES, *_ROOMS])
 

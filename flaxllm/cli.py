@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import flaxllm
 from flaxllm.errors import InputError, did_you_mean
+from flaxllm.memory import restart_with_huge_pages
 
 TEXTS = ("config", "workdir", "slurm")
 SWITCHES = ("dry_run", "sweep", "distributed", "help")
@@ -48,11 +49,14 @@ INSPECT_HELP = """\
 Shows what a checkpoint holds, without reading its tensors: architecture, parameters
 and their names, memory, and what is tied, left out, missing or unmapped.
 
-usage: flaxllm inspect PATH [--head=HEAD]
+usage: flaxllm inspect PATH [--head=HEAD] [--quantize=KIND [--text=SOURCE]]
 
-  PATH         a Hugging Face folder, a hub id, or a .gguf file
-  --head=HEAD  as another head would see it: base, sequence-classification, ...
-  --help       show this
+  PATH             a Hugging Face folder, a hub id, or a .gguf file
+  --head=HEAD      as another head would see it: base, sequence-classification, ...
+  --quantize=KIND  instead, what int8 or int4 weights would save, and cost: memory and
+                   perplexity, before and after
+  --text=SOURCE    on this text: a file, a folder, python-docs (the default), ...
+  --help           show this
 """
 
 CONVERT_HELP = """\
@@ -67,6 +71,53 @@ usage: flaxllm convert SOURCE FOLDER [--dtype=DTYPE] [--head=HEAD]
   --help         show this
 """
 
+GENERATE_HELP = """\
+Writes on after a prompt with the model of a checkpoint, as it comes.
+
+usage: flaxllm generate PATH PROMPT [flags]
+
+  PATH                      a Hugging Face folder, a hub id, or a .gguf file
+  PROMPT                    the text to go on from (- reads it from standard input);
+                            for T5 and Marian, what they are to transform
+  --max_new_tokens=64       tokens to write at most
+  --temperature=1           0 always takes the likeliest token
+  --top_k=0 --top_p=1 --min_p=0 --typical_p=1
+                            draw among the likeliest only
+  --repetition_penalty=1 --presence_penalty=0 --frequency_penalty=0
+  --no_repeat_ngram_size=0  no sequence of so many tokens twice
+  --min_new_tokens=0        tokens to write at least
+  --num_beams=1             search with so many beams (with --length_penalty=1)
+  --stop=TEXT               end before this text
+  --seed=0                  another one draws another text
+  --chat                    put the prompt as a user's message, for chat models
+  --dtype=DTYPE             float32, bfloat16 or float16 (the checkpoint's own unless given)
+  --help                    show this
+
+examples:
+  flaxllm generate HuggingFaceTB/SmolLM2-135M-Instruct --chat "What is a transformer?"
+  flaxllm generate google-t5/t5-small --temperature=0 \\
+      "translate English to German: The house is wonderful."
+"""
+
+SERVE_HELP = """\
+Serves a checkpoint over HTTP, as OpenAI's API has it: completions, chat, embeddings.
+
+usage: flaxllm serve PATH [flags]
+
+  PATH                     a Hugging Face folder, a hub id, or a .gguf file
+  --port=8000              where to listen
+  --host=127.0.0.1         on which address; 0.0.0.0 for all
+  --slots=8                so many texts are written at once
+  --max_len=2048           tokens of a text, its prompt included
+  --max_queue=64           so many may wait; beyond that the answer is 429
+  --served_model_name=A,B  the names that clients may ask for
+  --timeout=600            seconds after which a request is given up
+  --dtype=DTYPE            float32, bfloat16 or float16 (the checkpoint's own unless given)
+  --help                   show this
+
+FLAXLLM_API_KEY in the environment is the key that clients must then send.
+"""
+
 HELP = """\
 Transformer language models as pure JAX functions.
 
@@ -75,6 +126,8 @@ usage: flaxllm COMMAND [flags]
   train       train a model as an experiment file describes
   inspect     show what a checkpoint holds: its architecture, parameters, memory
   convert     write a checkpoint anew: in another dtype, or from a GGUF file
+  generate    write text after a prompt
+  serve       answer over HTTP as OpenAI's API does
 
 `flaxllm COMMAND --help` shows a command's flags, `flaxllm --version` the version.
 """
@@ -87,6 +140,8 @@ def launch(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """`flaxllm`: run the named command, and exit."""
+    if arguments is None:
+        restart_with_huge_pages()
     _exit_with(lambda: _main(_given(arguments)))
 
 
@@ -111,7 +166,13 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    commands = {"train": lambda rest: _train(rest, "flaxllm train"), "inspect": _inspect, "convert": _convert}
+    commands = {
+        "train": lambda rest: _train(rest, "flaxllm train"),
+        "inspect": _inspect,
+        "convert": _convert,
+        "generate": _generate,
+        "serve": _serve,
+    }
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(HELP, end="")
@@ -125,39 +186,89 @@ def _main(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
-    given = _command_line(arguments, INSPECT_HELP, ("PATH",), ("head",))
-    if given is not None:
-        from flaxllm.pretrained import inspect
+    given = _command_line(arguments, INSPECT_HELP, ("PATH",), {"head": str, "quantize": str, "text": str})
+    if given is None:
+        return 0
+    if "quantize" in given.flags:
+        from flaxllm.quantization import show_quantized
 
-        inspect(*given.places, **given.texts)
+        if "head" in given.flags:
+            raise InputError("--quantize shows what a language model's weights cost: leave --head out")
+        show_quantized(*given.places, given.flags["quantize"], given.flags.get("text"))
+        return 0
+    if "text" in given.flags:
+        raise InputError("--text is what --quantize is measured on: give --quantize=int8 or int4 beside it")
+    from flaxllm.pretrained import inspect
+
+    inspect(*given.places, **given.flags)
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
-    given = _command_line(arguments, CONVERT_HELP, ("SOURCE", "FOLDER"), ("dtype", "head"))
+    given = _command_line(arguments, CONVERT_HELP, ("SOURCE", "FOLDER"), {"dtype": str, "head": str})
     if given is not None:
         from flaxllm.pretrained import convert
 
-        convert(*given.places, **given.texts)
+        convert(*given.places, **given.flags)
+    return 0
+
+
+_WRITING = {
+    "max_new_tokens": int, "temperature": float, "top_k": int, "top_p": float, "min_p": float, "typical_p": float,
+    "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float, "no_repeat_ngram_size": int,
+    "min_new_tokens": int, "num_beams": int, "length_penalty": float, "stop": str, "seed": int, "chat": bool, "dtype": str,
+}  # fmt: skip
+
+
+def _generate(arguments: list[str]) -> int:
+    given = _command_line(arguments, GENERATE_HELP, ("PATH", "PROMPT"), _WRITING)
+    if given is not None:
+        from flaxllm.compiled import keep_compiled
+        from flaxllm.pipelines import write
+
+        keep_compiled()
+        path, prompt = given.places
+        write(path, sys.stdin.read() if prompt == "-" else prompt, **given.flags)
+    return 0
+
+
+_SERVING = {
+    "port": int, "host": str, "slots": int, "max_len": int, "max_queue": int, "served_model_name": str, "timeout": float,
+    "dtype": str,
+}  # fmt: skip
+
+
+def _serve(arguments: list[str]) -> int:
+    given = _command_line(arguments, SERVE_HELP, ("PATH",), _SERVING)
+    if given is not None:
+        from flaxllm.compiled import keep_compiled
+        from flaxllm.serving import serve
+
+        keep_compiled()
+        serve(*given.places, **given.flags)
     return 0
 
 
 class _Given(NamedTuple):
     places: list[str]
-    texts: dict[str, str]
+    flags: dict[str, object]
 
 
-def _command_line(arguments: list[str], usage: str, places: Sequence[str], texts: Sequence[str]) -> _Given | None:
-    """What is given in `places` and as flags with a text; None once the help is shown."""
+def _command_line(arguments: list[str], usage: str, places: Sequence[str], kinds: Mapping[str, type]) -> _Given | None:
+    """What is given in `places` and as flags, each of its kind; None once the help is shown."""
     values = flags.FlagValues()
-    for name in texts:
-        flags.DEFINE_string(name, None, "", flag_values=values)
+    for name, kind in kinds.items():
+        define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean}
+        define[kind](name, None, "", flag_values=values)
     flags.DEFINE_boolean("help", False, "", flag_values=values, short_name="h")
     try:
         rest = values(["flaxllm", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        known = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*texts, "help")])
+        known = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*kinds, "help")])
         raise InputError(f"there is no flag --{error.flagname}: {known}") from error
+    except flags.IllegalFlagValueError as error:
+        flag, _, reason = str(error).partition(": ")
+        raise InputError(f"{flag} cannot be: {reason or 'expected another value'} (--help shows all flags)") from error
     except (flags.Error, ValueError) as error:
         raise InputError(f"{error} (--help shows all flags)") from error
     if values.help:
@@ -165,7 +276,7 @@ def _command_line(arguments: list[str], usage: str, places: Sequence[str], texts
         return None
     if len(rest) != len(places):
         raise InputError(f"expected {' and '.join(places)}, got {' and '.join(map(repr, rest)) or 'nothing'} (--help shows more)")
-    return _Given(rest, {name: values[name].value for name in texts if values[name].present})
+    return _Given(rest, {name: values[name].value for name in kinds if values[name].present})
 
 
 def _train(arguments: list[str], command: str) -> int:

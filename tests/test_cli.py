@@ -10,6 +10,7 @@ import pytest
 import flaxllm
 from flaxllm import cli, training
 from flaxllm.training import cluster, sweep
+from pipelines.folders import gpt_folder
 from pretrained import gpt2
 
 ROOT = Path(flaxllm.__file__).parents[1]
@@ -243,6 +244,10 @@ def test_an_unknown_command_names_the_nearest(capsys):
         (["inspect", "gpt2", "--heads=base"], "there is no flag --heads: did you mean '--head'?"),
         (["convert", "gpt2", "out", "--dtype=int8"], "parameters cannot be int8"),
         (["inspect", "gpt2", "--head=masked-lm"], "this model has no head 'masked-lm'"),
+        (["generate", "gpt2"], "expected PATH and PROMPT, got 'gpt2'"),
+        (["generate", "gpt2", "x", "--temperature=hot"], "flag --temperature=hot cannot be: "),
+        (["generate", "gpt2", "x", "--top_q=1"], "there is no flag --top_q: did you mean '--top_p'?"),
+        (["generate", "nowhere", "x"], "nowhere"),
         (["inspct", "gpt2"], "flaxllm has no command 'inspct': did you mean 'inspect'?"),
     ],
 )
@@ -261,7 +266,14 @@ def test_inspect_and_convert_from_the_command_line(folder, capsys):
     assert "GPT2LMHeadModel" in shown and "bfloat16" in shown and "float32 " not in shown
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_text_is_generated_in_a_pipe(folder):
+    gpt_folder(folder / "model")
+    command = [Path(sys.executable).with_name("flaxllm"), "generate", "model", "-", "--max_new_tokens=5", "--temperature=0"]
+    done = subprocess.run(command, input=b"Once", capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0 and done.stdout.endswith(b"\n") and b"tokens" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert", "generate", "serve"])
 def test_each_command_says_what_it_takes(command, capsys):
     assert in_process(command, "--help", face=cli.main) == 0
     assert f"usage: flaxllm {command} " in capsys.readouterr().out

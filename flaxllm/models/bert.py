@@ -19,6 +19,7 @@ from flaxllm.models.checks import check_activations, check_at_least, check_rates
 from flaxllm.models.heads import LABELS, Classifier, first_token, head_specs
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Mask, constrain, tap
+from flaxllm.nn.weights import product
 
 DEFAULT_HEAD = "masked-lm"
 VOCABULARY_HEADS = ("masked-lm", "pretraining")
@@ -234,7 +235,7 @@ def unembed(
     if config.tied:
         logits = nn.unembed(params["embedding"]["tokens"], x, ctx)
     else:
-        logits = nn.unembed(head["vocabulary"]["kernel"].T, x, ctx)
+        logits = product("...d,dv->...v", x, head["vocabulary"]["kernel"], ctx, jnp.promote_types(x.dtype, jnp.float32))
     return logits + head["vocabulary"]["bias"]
 
 

@@ -246,7 +246,7 @@ def decode(
     return tap(nn.scan_layers((layer,), params["decoder"]["layers"], x, ctx), "hidden", ctx)
 
 
-def _embed(table: Array, config: Config, tokens: Array, positions: Array, ctx: Context) -> Array:
+def _embed(table: nn.Weight, config: Config, tokens: Array, positions: Array, ctx: Context) -> Array:
     embedded = nn.embed(table, tokens, ctx)
     if config.pad_token is not None:
         is_padding = (tokens == config.pad_token)[..., None]

@@ -29,4 +29,4 @@ from flaxllm.nn.rotary import RotaryScaling, Rotation, rotary_frequencies, rotar
 from flaxllm.nn.scan import REMAT_POLICIES, scan_layers, stack_layers, unstack
 from flaxllm.nn.shift import shift_right
 from flaxllm.nn.sinusoids import sinusoids
-from flaxllm.nn.weights import OutputsFirst, Weight, outputs_first
+from flaxllm.nn.weights import OutputsFirst, Weight

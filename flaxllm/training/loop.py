@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from flaxllm import nn
 from flaxllm.console import lead_console, say
-from flaxllm.decoding import generate
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
 from flaxllm.training.evaluation import bits_per_byte, evaluate
@@ -19,6 +17,7 @@ from flaxllm.training.experiment import make_workdir
 from flaxllm.training.progress import Progress, peak_flops
 from flaxllm.training.record import write_record
 from flaxllm.training.resume import gather_states, restore_or_start
+from flaxllm.training.samples import write_sample
 from flaxllm.training.setup import Run, make_run
 from flaxllm.training.state import TrainState
 from flaxllm.training.stopping import STOPPED_BY_SIGNAL, check_finite, check_params_finite, stop_requests
@@ -152,14 +151,10 @@ class Outputs:
         return metrics | {"eval/bits_per_byte": bits_per_byte(terms["cross_entropy"].sum, run.split.eval.num_bytes)}
 
     def _sample(self, state: TrainState, step: int) -> str:
-        run, sample = self.run, self.config.sample
-        prompt = run.tokenizer.encode(sample.prompt)
-        params = run.placement.gather(state.params)
+        run = self.run
         key = jax.random.fold_in(jax.random.PRNGKey(self.config.seed), step)
-        new = generate(
-            run.model, params, jax.numpy.asarray(prompt)[None], sample.num_tokens, sample.temperature, key, run.ctx
-        )
-        return run.tokenizer.decode(np.concatenate([prompt, np.asarray(new)[0]]))
+        params = run.placement.gather(state.params)
+        return write_sample(run.model, params, run.tokenizer, self.config.sample, key, run.ctx)
 
 
 def _last_recorded(workdir: Path) -> dict[str, float]:
