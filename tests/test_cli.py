@@ -244,6 +244,8 @@ def test_an_unknown_command_names_the_nearest(capsys):
         (["inspect", "gpt2", "--heads=base"], "there is no flag --heads: did you mean '--head'?"),
         (["convert", "gpt2", "out", "--dtype=int8"], "parameters cannot be int8"),
         (["inspect", "gpt2", "--head=masked-lm"], "this model has no head 'masked-lm'"),
+        (["inspect", "gpt2", "--text=text.txt"], "--text is what --quantize is measured on"),
+        (["inspect", "gpt2", "--quantize=int8", "--head=base"], "leave --head out"),
         (["generate", "gpt2"], "expected PATH and PROMPT, got 'gpt2'"),
         (["generate", "gpt2", "x", "--temperature=hot"], "flag --temperature=hot cannot be: "),
         (["generate", "gpt2", "x", "--top_q=1"], "there is no flag --top_q: did you mean '--top_p'?"),
