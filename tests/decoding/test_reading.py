@@ -138,7 +138,7 @@ def test_a_model_without_words_is_refused():
         check_writes(build("gpt", {"num_layers": 2}, head="sequence-classification"))
 
 
-def test_a_step_leaves_the_rest_of_the_cache_where_it_is():
+def test_a_step_leaves_the_rest_of_the_cache_where_it_is(optimized):
     """Donated, a cache of many slots is written into, not copied."""
     model, params = model_and_params("gpt")
     step = jax.jit(partial(extend, model), donate_argnums=1)

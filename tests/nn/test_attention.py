@@ -245,7 +245,7 @@ def temporary_bytes(name: str, length: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "growth"), [("einsum", 4), ("blockwise", 2)])
-def test_memory_grows_with_the_square_of_the_length_or_with_the_length(name, growth, monkeypatch):
+def test_memory_grows_with_the_square_of_the_length_or_with_the_length(name, growth, monkeypatch, optimized):
     monkeypatch.setattr("flaxllm.nn.blockwise.CPU_BLOCK", 32)
     grown = temporary_bytes(name, 4096) / temporary_bytes(name, 2048)
     assert 0.85 * growth < grown < 1.1 * growth

@@ -18,11 +18,11 @@ def exact(positions: np.ndarray, width: int, interleaved: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("width", [2, 14, 512])
-def test_vectors_are_the_formula_of_the_paper(width, interleaved):
+def test_vectors_are_the_formula_of_the_paper(width, interleaved, optimized):
     positions = np.arange(4096).reshape(2, 2048)
     vectors = jax.jit(lambda p: nn.sinusoids(p, width, interleaved))(positions)
     assert vectors.dtype == jnp.float32
-    np.testing.assert_allclose(vectors, exact(positions, width, interleaved), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(vectors, exact(positions, width, interleaved), rtol=0, atol=2e-6)
 
 
 def test_far_positions_keep_four_decimals():

@@ -60,7 +60,7 @@ def test_what_is_watched_carries_no_regularizer_and_no_gradient(chunks):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-def test_chunked_never_holds_all_the_logits():
+def test_chunked_never_holds_all_the_logits(optimized):
     hidden = jax.ShapeDtypeStruct((1, 64, 16), jnp.float32)
     table = jax.ShapeDtypeStruct((40_000, 16), jnp.float32)
 

@@ -55,7 +55,7 @@ def test_the_state_takes_what_a_placed_one_takes(optimizer, mesh):
         ("data:4,model:2", 1, "full", 2**16),
     ],
 )
-def test_a_step_takes_about_what_the_compiler_says(mesh, micro_batches, remat, max_logit_bytes):
+def test_a_step_takes_about_what_the_compiler_says(mesh, micro_batches, remat, max_logit_bytes, optimized):
     config = make_config(mesh=mesh, remat=remat)
     config.data.batch_size = 128
     config.train.micro_batches = micro_batches
