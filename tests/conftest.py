@@ -25,6 +25,13 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("flaxllm", "shape_checks.check")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Compiled programs go with their module: each takes about ten memory mappings, of which Linux gives a process 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """Programs are compiled as users have them: for what is promised of these."""

@@ -14,10 +14,10 @@ import pydoc_data.topics
 import reprlib
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from flaxllm.errors import InputError, did_you_mean
 
@@ -71,6 +71,92 @@ def nearest_path(path: Path, names: Sequence[str] = ()) -> str:
     return f"expected {', '.join([*names, 'or a path that exists' if names else 'a path that exists'])}{where}"
 
 
+def find_files(source: str, suffixes: Sequence[str], names: Sequence[str] = ()) -> list[Path]:
+    """The files of a path, a folder or a glob pattern, in the order of their paths.
+
+    `suffixes` tell which files of a folder are meant (compressed ones too); `names` are what a source can be beside a path,
+    for messages.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if not source:
+        raise InputError(f"the source is an empty string: expected {', '.join([*names, 'or a path' if names else 'a path'])}")
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        return _folder_files(path, suffixes)
+    if os.path.exists(path):
+        return [path]
+    if glob.has_magic(source):
+        # A set, because a pattern with more than one ** finds a file once for each way that leads to it.
+        files = sorted({p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()})
+        if not files:
+            raise InputError(f"pattern {source!r} matches no file: check it, and the folder that it starts from")
+        return files
+    raise InputError(f"there is no source {source!r}: {nearest_path(path, names)}")
+
+
+def layout(path: Path) -> tuple[str, str]:
+    """How the text is laid out and how it is compressed, as its name says, as (".jsonl", ".gz")."""
+    last = path.suffix.lower()
+    return (path.with_suffix("").suffix.lower(), last) if last in _OPENERS else (last, "")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, uncompressed; every way in which opening or reading it can fail is said in one sentence."""
+    try:
+        with _OPENERS.get(layout(path)[1], open)(path, "rb") as file:
+            try:
+                yield file
+            except InputError:
+                for _ in file:  # a line may be bad because the file is damaged, which its checksum tells at the end
+                    pass
+                raise
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path} cannot be read ({error.strerror}): check the file") from error
+        raise InputError(f"{path} is damaged or cut short ({error}): fetch or write it again") from error
+
+
+def decode(data: bytes, path: Path, first_line: int = 1) -> str:
+    """The text of UTF-8 bytes, whose first line is line `first_line` of the file."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise InputError(
+            f"{path}:{line} is not UTF-8 ({error.reason} 0x{data[error.start]:02x}): convert it to UTF-8"
+        ) from error
+
+
+def parse_json(text: str, where: str, expected: str) -> Any:
+    """What a JSON text spells; `where` names it, and `expected` says what it should be, in the message of a bad one."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # bad syntax, too many digits, too deep a nest
+        what = error
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg} at character {error.colno - 1}{f' of line {error.lineno}' if error.lineno > 1 else ''}"
+        raise InputError(f"{where} is not JSON ({what}): expected {expected}") from error
+
+
+def json_line(line: str, where: str) -> dict[str, Any]:
+    """The object of one line of a JSONL file."""
+    record = parse_json(line.strip(), where, "one object a line")
+    if not isinstance(record, dict):
+        raise InputError(f"{where} holds {reprlib.repr(record)}: expected one object a line")
+    return record
+
+
+def value_of(record: Mapping[str, Any], column: str, where: str) -> Any:
+    """A record's value in a column, which it must have."""
+    if column not in record:
+        known = did_you_mean(column, record) if record else "the object is empty"
+        raise InputError(f"{where} has no column {column!r}: {known}")
+    return record[column]
+
+
 def _documents(source: str, column: str) -> Iterator[str]:
     if source == "python-docs":
         yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
@@ -78,7 +164,7 @@ def _documents(source: str, column: str) -> Iterator[str]:
     for path in _files(source):
         if source == "python-stdlib":
             yield from _library_file(path)
-        elif _suffixes(path)[0] == ".jsonl":
+        elif layout(path)[0] == ".jsonl":
             yield from _json_lines(path, column)
         else:
             yield _text(path)
@@ -90,20 +176,7 @@ def _files(source: str) -> list[Path]:
         return [Path(pydoc_data.topics.__file__)]
     if source == "python-stdlib":
         return _library_files()
-    if not source:
-        raise InputError(f"the source is an empty string: expected {', '.join(EMBEDDED)}, or a path")
-    path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
-        return _folder_files(path)
-    if os.path.exists(path):
-        return [path]
-    if glob.has_magic(source):
-        # A set, because a pattern with more than one ** finds a file once for each way that leads to it.
-        files = sorted({p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()})
-        if not files:
-            raise InputError(f"pattern {source!r} matches no file: check it, and the folder that it starts from")
-        return files
-    raise InputError(f"there is no source {source!r}: {nearest_path(path, EMBEDDED)}")
+    return find_files(source, _FOLDER_SUFFIXES, EMBEDDED)
 
 
 def _library_files() -> list[Path]:
@@ -111,12 +184,12 @@ def _library_files() -> list[Path]:
     return [path for path in files if path.suffix == ".py"]
 
 
-def _folder_files(folder: Path) -> list[Path]:
+def _folder_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     files = _walk(folder, lambda name: name.startswith("."))
-    files = [path for path in files if _suffixes(path)[0] in _FOLDER_SUFFIXES]
+    files = [path for path in files if layout(path)[0] in suffixes]
     if not files:
         raise InputError(
-            f"folder {str(folder)!r} holds no text: expected files that end in {', '.join(_FOLDER_SUFFIXES)}, or in "
+            f"folder {str(folder)!r} holds nothing to read: expected files that end in {', '.join(suffixes)}, or in "
             f"these and {', '.join(_OPENERS)}; name others by a glob pattern"
         )
     return files
@@ -131,43 +204,10 @@ def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
-    """How the text is laid out and how it is compressed, as its name says, as (".jsonl", ".gz")."""
-    last = path.suffix.lower()
-    return (path.with_suffix("").suffix.lower(), last) if last in _OPENERS else (last, "")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, uncompressed; every way in which opening or reading it can fail is said in one sentence."""
-    try:
-        with _OPENERS.get(_suffixes(path)[1], open)(path, "rb") as file:
-            try:
-                yield file
-            except InputError:
-                for _ in file:  # a line may be bad because the file is damaged, which its checksum tells at the end
-                    pass
-                raise
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise InputError(f"{path} cannot be read ({error.strerror}): check the file") from error
-        raise InputError(f"{path} is damaged or cut short ({error}): fetch or write it again") from error
-
-
-def _decode(data: bytes, path: Path, first_line: int = 1) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        raise InputError(
-            f"{path}:{line} is not UTF-8 ({error.reason} 0x{data[error.start]:02x}): convert it to UTF-8"
-        ) from error
-
-
 def _text(path: Path) -> str:
-    with _opened(path) as file:
+    with opened(path) as file:
         data = file.read()
-    return _decode(data, path)
+    return decode(data, path)
 
 
 def _library_file(path: Path) -> Iterator[str]:
@@ -180,24 +220,14 @@ def _library_file(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with _opened(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _field(_decode(line, path, number), column, f"{path}:{number}")
+                yield _field(decode(line, path, number), column, f"{path}:{number}")
 
 
 def _field(line: str, column: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # bad syntax, too many digits, too deep a nest
-        what = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
-        raise InputError(f"{where} is not JSON ({what}): expected one object a line") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where} holds {reprlib.repr(record)}: expected one object a line")
-    if column not in record:
-        known = did_you_mean(column, record) if record else "the object is empty"
-        raise InputError(f"{where} has no column {column!r}: {known}")
-    text = record[column]
+    text = value_of(json_line(line, where), column, where)
     if not isinstance(text, str):
         raise InputError(f"{where}: column {column!r} holds {reprlib.repr(text)}: expected a string")
     try:

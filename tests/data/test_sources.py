@@ -200,7 +200,7 @@ def test_a_pattern_that_finds_nothing_and_a_folder_without_text_say_so(tmp_path)
     write(tmp_path / "a.csv", "x")
     (tmp_path / "folder.txt").mkdir()
     assert "matches no file" in complaint(tmp_path / "*.txt")
-    assert "holds no text: expected files that end in .txt" in complaint(tmp_path)
+    assert "holds nothing to read: expected files that end in .txt" in complaint(tmp_path)
 
 
 EMPTY = {"a.txt": b"", "a.txt.gz": gzip.compress(b""), "a.jsonl": b"\n\n", "b.jsonl": b'{"text": ""}\n{"text": ""}\n'}
