@@ -10,13 +10,17 @@ from flaxllm import nn
 from flaxllm.models import Model
 from flaxllm.models.quantize import quantize as quantized
 from flaxllm.nn import Param, Weight
-from flaxllm.nn.weights import Kept
+from flaxllm.nn.weights import Joined, Kept, Matrix
+
+# Maps of one input, by their place in a layer: fewer and larger products take less time. Cross-attention's have two inputs.
+JOINED = {"attention": ("query", "key", "value"), "mlp": ("up", "gate")}
 
 
 def prepare(model: Model, params: dict, quantize: str | None = None) -> dict:
     """The same parameters as a tree that `generate` reads as it is. Make it once; the given one stays valid.
 
-    Stacked layers become a tuple of per-layer trees. On a CPU, kernels get their output axes first. What is prepared
+    Stacked layers become a tuple of per-layer trees. On a CPU, kernels get their output axes first. Matrices of
+    one input are joined. What is prepared
     already is given back unchanged. `quantize` ("int8" or "int4") rounds the weights, as `flaxllm.models.quantize` does.
 
     Raises:
@@ -52,7 +56,18 @@ def _layers_apart(stacked: dict, specs: dict, turns: bool) -> tuple[dict, ...]:
     flat_specs = nn.flatten(specs)
     flat = {path: _cut(tensor, flat_specs[path], turns) for path, tensor in nn.flatten(stacked).items()}
     depth = len(next(iter(flat.values())))
-    return tuple(nn.unflatten({path: layers[layer] for path, layers in flat.items()}) for layer in range(depth))
+    return tuple(_joined(nn.unflatten({path: layers[layer] for path, layers in flat.items()})) for layer in range(depth))
+
+
+def _joined(layer: dict) -> dict:
+    for place, names in JOINED.items():
+        first, *others = (name for name in names if name in layer[place])
+        kernels = [layer[place][name]["kernel"] for name in (first, *others)]
+        if others and all(isinstance(kernel, Matrix) for kernel in kernels):
+            kept = {first: Joined.of(kernels)} | dict.fromkeys(others)
+            maps = {name: layer[place][name] | {"kernel": kernel} for name, kernel in kept.items()}
+            layer = layer | {place: layer[place] | maps}
+    return layer
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -43,7 +43,8 @@ def empty_cache(model: Model, batch: int, slots: int, dtype: DTypeLike = jnp.flo
 
     def empty(window: int | None) -> KeyValues:
         size = slots if window is None else min(slots, window + slack)
-        return KeyValues(*(jnp.zeros((batch, kv_heads, head_dim, size), dtype) for _ in range(2)))
+        orders = (head_dim, size), (size, head_dim)
+        return KeyValues(*(jnp.zeros((batch, kv_heads, *order), dtype) for order in orders))
 
     return Cache(jnp.zeros(batch, jnp.int32), tuple(empty(windows[i % len(windows)]) for i in range(depth)))
 

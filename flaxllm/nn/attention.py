@@ -110,6 +110,8 @@ def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
 def _choose(call: Call) -> str:
     if call.shows_weights or call.drops:
         return "einsum"
+    if call.ctx.cache is not None and call.ctx.cache.layers:
+        return "blockwise"  # which passes over slots that are empty
     batch, q_len, heads, _ = call.q.shape
     score_bytes = 4 * batch * heads * q_len * call.k.shape[1]
     if call.ctx.rules is not None:
@@ -131,8 +133,9 @@ def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
     if heads == kv_heads:
         scores = jnp.einsum("bthd,bshd->bhts", q, k, precision=ctx.precision, preferred_element_type=wide)
     else:
-        q = q.reshape(batch, q_len, kv_heads, heads // kv_heads, dim)
-        scores = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=ctx.precision, preferred_element_type=wide)
+        # In the order of the scores, which would be transposed otherwise.
+        q = jnp.einsum("btkgd->bkgtd", q.reshape(batch, q_len, kv_heads, heads // kv_heads, dim))
+        scores = jnp.einsum("bkgtd,bskd->bkgts", q, k, precision=ctx.precision, preferred_element_type=wide)
         scores = scores.reshape(batch, heads, q_len, k_len)
     scores = scores * call.scale if call.bias is None else scores * call.scale + call.bias
     seen = call.drawn_mask
@@ -141,8 +144,8 @@ def einsum_attention(call: Call) -> Float[Array, "batch q_len heads v_dim"]:
     weights = dropout(weights, call.dropout_rate, "weights", ctx).astype(v.dtype)
     if heads == kv_heads:
         return jnp.einsum("bshd,bhts->bthd", v, weights, precision=ctx.precision)
-    out = jnp.einsum("bskd,bkgts->btkgd", v, weights.reshape(grouped), precision=ctx.precision)
-    return out.reshape(batch, q_len, heads, v.shape[-1])
+    out = jnp.einsum("bskd,bkgts->bkgtd", v, weights.reshape(grouped), precision=ctx.precision)
+    return jnp.einsum("bkgtd->btkgd", out).reshape(batch, q_len, heads, v.shape[-1])
 
 
 @jax.custom_jvp

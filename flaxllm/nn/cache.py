@@ -7,6 +7,7 @@ tokens. What a slot holds follows from the row's length alone, so that taking to
 Within a step the layers only read the cache, and what they add is written when all have run: else XLA would copy the whole.
 """
 
+from collections.abc import Callable
 from typing import no_type_check
 
 import jax
@@ -23,10 +24,10 @@ FEW = 16  # so many tokens are written one by one; more are merged into all the 
 
 @no_type_check  # jax rebuilds a pytree around placeholders too, in place of these arrays
 class KeyValues(struct.PyTreeNode):
-    """Keys and values of one layer, in the order that a CPU's products with one query read as it is."""
+    """Keys and values of one layer, in the orders that a CPU's products with few queries read as they are."""
 
     keys: Float[Array, "batch kv_heads head_dim slots"]
-    values: Float[Array, "batch kv_heads v_dim slots"]
+    values: Float[Array, "batch kv_heads slots v_dim"]
 
     @property
     def slots(self) -> int:
@@ -48,7 +49,7 @@ class Cache(struct.PyTreeNode):
 
 
 def as_kept(keys: Float[Array, "batch k_len kv_heads dim"], values: Float[Array, "batch k_len kv_heads v_dim"]) -> KeyValues:
-    return KeyValues(*(jnp.einsum("bskd->bkds", x) for x in (keys, values)))
+    return KeyValues(jnp.einsum("bskd->bkds", keys), jnp.einsum("bskd->bksd", values))
 
 
 def reading(ctx: Context, cache: Cache) -> Context:
@@ -119,7 +120,7 @@ def _begin(layers: Layers, new: Layers, begin: Int[Array, "batch"], counts: Int[
     """Rows that held nothing, so that their slots are the tokens in order, where there are as many."""
     if any(added.slots > kept.slots for kept, added in zip(layers, new)):
         return _merge(layers, new, begin, counts)
-    return jax.tree.map(lambda kept, added: _put(kept, added, (0, 0, 0, 0)), layers, new)
+    return _map(lambda kept, added, axis: _put(kept, added, 0, 0, axis), layers, new)
 
 
 def _write_each(layers: Layers, new: Layers, begin: Int[Array, "batch"], counts: Int[Array, "batch"]) -> Layers:
@@ -130,11 +131,11 @@ def _write_each(layers: Layers, new: Layers, begin: Int[Array, "batch"], counts:
         row = number // count
         token = jnp.minimum(number % count, jnp.maximum(counts[row] - 1, 0))
 
-        def write_one(kept: Array, added: Array) -> Array:
-            one = jax.lax.dynamic_slice(added, (row, 0, 0, token), (1, *added.shape[1:3], 1))
-            return _put(kept, one, (row, 0, 0, (begin[row] + token) % kept.shape[-1]))
+        def write_one(kept: Array, added: Array, axis: int) -> Array:
+            one = jax.lax.dynamic_slice_in_dim(jax.lax.dynamic_slice_in_dim(added, row, 1, 0), token, 1, axis)
+            return _put(kept, one, row, (begin[row] + token) % kept.shape[axis], axis)
 
-        return jax.tree.map(write_one, layers, new)
+        return _map(write_one, layers, new)
 
     return write(0, layers) if batch * count == 1 else jax.lax.fori_loop(0, batch * count, write, layers)
 
@@ -142,13 +143,24 @@ def _write_each(layers: Layers, new: Layers, begin: Int[Array, "batch"], counts:
 def _merge(layers: Layers, new: Layers, begin: Int[Array, "batch"], counts: Int[Array, "batch"]) -> Layers:
     """All slots made anew, each with the token that it holds now, be it old or new."""
 
-    def merge(kept: Array, added: Array) -> Array:
-        token = slot_positions(begin + counts, kept.shape[-1]) - begin[:, None]
-        here = jnp.take_along_axis(added, jnp.maximum(token, 0)[:, None, None, :], axis=-1)
-        return jnp.where((token >= 0)[:, None, None, :], here.astype(kept.dtype), kept)
+    def merge(kept: Array, added: Array, axis: int) -> Array:
+        token = slot_positions(begin + counts, kept.shape[axis]) - begin[:, None]
+        token = jnp.expand_dims(token, [other for other in (1, 2, 3) if other != axis])
+        here = jnp.take_along_axis(added, jnp.maximum(token, 0), axis)
+        return jnp.where(token >= 0, here.astype(kept.dtype), kept)
 
-    return jax.tree.map(merge, layers, new)
+    return _map(merge, layers, new)
 
 
-def _put(kept: Array, added: Array, place: tuple) -> Array:
+def _map(function: Callable[[Array, Array, int], Array], layers: Layers, new: Layers) -> Layers:
+    """What `function` makes of all that is kept and added, told the axis of the slots."""
+    return tuple(
+        KeyValues(function(kept.keys, added.keys, 3), function(kept.values, added.values, 2))
+        for kept, added in zip(layers, new, strict=True)
+    )
+
+
+def _put(kept: Array, added: Array, row: Array | int, slot: Array | int, axis: int) -> Array:
+    place = [row, 0, 0, 0]
+    place[axis] = slot
     return jax.lax.dynamic_update_slice(kept, added.astype(kept.dtype), place)

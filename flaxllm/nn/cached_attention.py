@@ -8,6 +8,8 @@ from flaxllm.nn.cache import KeyValues, as_kept, mask_with_past, past
 from flaxllm.nn.context import Context, tap
 from flaxllm.nn.mask import Mask, dense_mask
 
+FEW_QUERIES = 128  # so many look at what is kept as it is; more go through it block by block
+
 
 def attend_with_past(
     q: Float[Array, "batch q_len heads dim"],
@@ -30,7 +32,11 @@ def attend_with_past(
     if before is None:
         return attention(q, k, v, mask, bias=bias, scale=scale, ctx=ctx)
     whole = mask_with_past(mask, ctx.cache, before.slots, q.shape[1])
-    return kept_attention(q, (before, new), whole, ctx, bias, scale)
+    if q.shape[1] <= FEW_QUERIES:
+        return kept_attention(q, (before, new), whole, ctx, bias, scale)
+    keys = jnp.concatenate([jnp.einsum("bkds->bskd", before.keys), k.astype(before.keys.dtype)], axis=1)
+    values = jnp.concatenate([jnp.einsum("bksd->bskd", before.values), v.astype(before.values.dtype)], axis=1)
+    return attention(q, keys, values, whole, bias=bias, scale=scale, ctx=ctx)
 
 
 def kept_attention(
@@ -64,7 +70,7 @@ def kept_attention(
     begin, mixed = 0, 0
     for part in parts:
         here = weights[..., begin : begin + part.slots].astype(part.values.dtype)
-        mixed += jnp.einsum("bkqs,bkds->bkqd", here, part.values, precision=ctx.precision)
+        mixed += jnp.einsum("bkqs,bksd->bkqd", here, part.values, precision=ctx.precision)
         begin += part.slots
     mixed = jnp.einsum("bkgtd->btkgd", mixed.reshape(rows, kv_heads, group, q_len, -1))
     return mixed.reshape(*shape[:3], -1)

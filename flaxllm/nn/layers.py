@@ -5,7 +5,7 @@ would keep more values for the backward pass than the mathematics needs (layer n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxllm.nn.context import Context, tap
 from flaxllm.nn.param import Initializer, Param, normal, ones, zeros
-from flaxllm.nn.weights import Weight, product, rows
+from flaxllm.nn.weights import Weight, product, products, rows
 
 
 def dense_specs(
@@ -30,8 +30,13 @@ def dense_specs(
 
 def dense(params: dict, x: Float[Array, "..."], equation: str, ctx: Context) -> Float[Array, "..."]:
     """`einsum(equation, x, kernel) + bias`, where a bias is declared."""
-    y = product(equation, x, params["kernel"], ctx)
-    return y + ctx.cast(params["bias"]) if "bias" in params else y
+    return denses([params], x, equation, ctx)[0]
+
+
+def denses(maps: Sequence[dict], x: Float[Array, "..."], equation: str, ctx: Context) -> list[Float[Array, "..."]]:
+    """`dense` by each of several maps of one input: a single product where `flaxllm.prepare` has joined their kernels."""
+    outputs = products(equation, x, [params["kernel"] for params in maps], ctx)
+    return [y + ctx.cast(params["bias"]) if "bias" in params else y for y, params in zip(outputs, maps, strict=True)]
 
 
 def embedding_specs(index: str, size: int, width: int, init: Initializer = normal(0.02)) -> Param:
@@ -173,12 +178,10 @@ def feed_forward(
     """`down(activation(up(x)))` at each position (Vaswani et al. 2017, eq. 2); where a gate is declared,
     `down(activation(gate(x)) * up(x))` (Shazeer 2020, eq. 6). `dropout_rate` acts on what goes `down`."""
     ctx = ctx.within("mlp")
-    hidden = tap(dense(params["up"], x, "btd,df->btf", ctx), "up", ctx)
-    if "gate" in params:
-        gate = tap(dense(params["gate"], x, "btd,df->btf", ctx), "gate", ctx)
-        hidden = ACTIVATIONS[activation](gate) * hidden
-    else:
-        hidden = ACTIVATIONS[activation](hidden)
+    names = [name for name in ("up", "gate") if name in params]
+    inner = denses([params[name] for name in names], x, "btd,df->btf", ctx)
+    hidden, *gate = (tap(value, name, ctx) for name, value in zip(names, inner, strict=True))
+    hidden = ACTIVATIONS[activation](*gate) * hidden if gate else ACTIVATIONS[activation](hidden)
     hidden = dropout(tap(hidden, "activation", ctx), dropout_rate, "activation", ctx)
     return tap(dense(params["down"], hidden, "btf,fd->btd", ctx), "out", ctx)
 

@@ -8,7 +8,7 @@ from flaxllm.nn.attention import attention
 from flaxllm.nn.cache import KeyValues, Layers, as_kept
 from flaxllm.nn.cached_attention import attend_with_past, kept_attention
 from flaxllm.nn.context import Context, constrain, tap
-from flaxllm.nn.layers import dense, dense_specs, rms_norm, rms_norm_specs
+from flaxllm.nn.layers import dense, dense_specs, denses, rms_norm, rms_norm_specs
 from flaxllm.nn.mask import Mask
 from flaxllm.nn.param import Initializer, normal
 
@@ -58,12 +58,15 @@ def multi_head_attention(
     `norm_eps` is that of the norms of queries and keys, where declared. `ctx` is the one of this layer's scope, such as
     `ctx.within("attention")`; where it has a cache, `x` also attends to what that holds.
     """
-    q = _heads("query", params, x, norm_eps, ctx)
+    if memory is None:
+        q, k, v = _heads(("query", "key", "value"), params, x, norm_eps, ctx)
+    else:
+        (q,) = _heads(("query",), params, x, norm_eps, ctx)
     if isinstance(memory, tuple):
         mixed = kept_attention(q, (memory[ctx.layer],), mask, ctx, bias, scale)
     else:
-        source = x if memory is None else memory
-        k, v = _heads("key", params, source, norm_eps, ctx), _heads("value", params, source, norm_eps, ctx)
+        if memory is not None:
+            k, v = _heads(("key", "value"), params, memory, norm_eps, ctx)
         if rotate is not None:
             q, k = tap(rotate(q), "rotated_query", ctx), tap(rotate(k), "rotated_key", ctx)
         q, k, v = (constrain(value, ctx, "batch", "length", "heads", None) for value in (q, k, v))
@@ -78,11 +81,16 @@ def remember(
     params: dict, memory: Float[Array, "batch source width"], ctx: Context, norm_eps: float = 1e-6
 ) -> KeyValues:
     """The keys and values that a layer's cross-attention makes of a memory, to be made once for many tokens."""
-    return as_kept(*(_heads(name, params, memory, norm_eps, ctx) for name in ("key", "value")))
+    return as_kept(*_heads(("key", "value"), params, memory, norm_eps, ctx))
 
 
 def _heads(
-    name: str, params: dict, x: Float[Array, "batch length width"], norm_eps: float, ctx: Context
-) -> Float[Array, "batch length heads head_dim"]:
-    heads = tap(dense(params[name], x, "btd,dhk->bthk", ctx), name, ctx)
-    return rms_norm(params[f"{name}_norm"], heads, norm_eps, ctx) if f"{name}_norm" in params else heads
+    names: tuple[str, ...], params: dict, x: Float[Array, "batch length width"], norm_eps: float, ctx: Context
+) -> list[Float[Array, "batch length _ head_dim"]]:
+    heads = denses([params[name] for name in names], x, "btd,dhk->bthk", ctx)
+
+    def normed(name: str, value: Array) -> Array:
+        value = tap(value, name, ctx)
+        return rms_norm(params[f"{name}_norm"], value, norm_eps, ctx) if f"{name}_norm" in params else value
+
+    return [normed(name, value) for name, value in zip(names, heads, strict=True)]

@@ -12,6 +12,8 @@ from flaxllm import nn
 from flaxllm.decoding.reading import check_writes, empty_cache, extend, has_encoder, with_source
 from flaxllm.errors import InputError
 from flaxllm.models import build
+from flaxllm.nn import blockwise, cached_attention
+from flaxllm.nn.mask import shows_anything
 
 ROWS, LENGTH, SLOTS, SOURCE = 3, 30, 48, 9
 CHUNKS, ONE_BY_ONE = (17, 1, 12), (2, *[1] * 28)
@@ -78,6 +80,28 @@ def test_rows_of_different_lengths_do_not_disturb_each_other(name):
         np.testing.assert_allclose(jnp.where(is_read, hidden, 0), jnp.where(is_read, expected, 0), atol=3e-5)
         read = read + counts
         assert cache.length.tolist() == read.tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-windowed", "t5"])
+def test_many_tokens_pass_over_empty_slots(name, monkeypatch):
+    """The second of three pieces is read block by block, with a cache that is mostly empty, by rows of different lengths."""
+    monkeypatch.setattr(cached_attention, "FEW_QUERIES", 4)
+    monkeypatch.setattr(blockwise, "CPU_BLOCK", 8)
+    shown = []
+    monkeypatch.setattr(blockwise, "shows_anything", lambda mask: shown.append(mask) or shows_anything(mask))
+    model, params = model_and_params(name)
+    tokens, expected = _tokens(), _logits(name, _taught(name))
+
+    @jax.jit
+    def read(params: dict, cache: nn.Cache) -> jax.Array:
+        _, cache = extend(model, params, cache, tokens[:, :8], jnp.array([8, 3, 5]), first=True)
+        places = cache.length[:, None] + jnp.arange(12)
+        _, cache = extend(model, params, cache, jnp.take_along_axis(tokens, places, 1), jnp.array([12, 10, 7]))
+        return extend(model, params, cache, jnp.take_along_axis(tokens, cache.length[:, None], 1))[0]
+
+    got = _logits(name, read(params, _new_cache(name)))
+    np.testing.assert_allclose(got[:, 0], expected[jnp.arange(ROWS), jnp.array([20, 13, 12])], atol=1e-5 * np.abs(expected).max())
+    assert shown
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt-banded", "t5"])

@@ -22,7 +22,7 @@ DRAWN = dict(
 GREEDY = DRAWN | dict(temperature=0)  # which compiles nothing more
 
 
-def _near(name: str, distance: float = 0.08) -> tuple:
+def _near(name: str, distance: float = 0.06) -> tuple:
     """A draft that is often right: the model with its weights a little off."""
     leaves, shape = jax.tree.flatten(prepared(name))
     keys = jax.random.split(jax.random.PRNGKey(1), len(leaves))

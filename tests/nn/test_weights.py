@@ -1,4 +1,4 @@
-"""A kernel kept as a matrix multiplies as the plain kernel does."""
+"""Kernels kept as matrices, each or several as one, multiply as the plain kernels do."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from flaxllm import nn
-from flaxllm.nn.weights import OutputsFirst, product, rows
+from flaxllm.nn import weights as module
+from flaxllm.nn.quantized import Int4Matrix, Int8Matrix
+from flaxllm.nn.weights import Joined, OutputsFirst, product, products, rows
 
 KERNELS = [("btd,df->btf", (6, 10)), ("btd,dhk->bthk", (6, 2, 5)), ("bthk,hkd->btd", (2, 3, 4)), ("rd,df->rf", (6, 10))]
 
@@ -23,8 +25,10 @@ def _case(equation: str, shape: tuple[int, ...], dtype=np.float32) -> tuple[np.n
     return x.astype(dtype), weight.astype(dtype), OutputsFirst(tuple(sizes[a] for a in outputs), jnp.asarray(matrix, dtype))
 
 
+@pytest.mark.parametrize("few", [6, 7])  # of the 6 or 7 rows, all or none are few
 @pytest.mark.parametrize(("equation", "shape"), KERNELS)
-def test_a_matrix_multiplies_as_its_kernel(equation, shape):
+def test_a_matrix_multiplies_as_its_kernel(equation, shape, few, monkeypatch):
+    monkeypatch.setattr(module, "FEW_ROWS", few - 1)
     x, weight, kept = _case(equation, shape)
     expected = np.einsum(equation, x.astype(np.float64), weight.astype(np.float64))
     got = jax.jit(lambda x, kept: product(equation, x, kept, nn.Context()))(x, kept)
@@ -61,3 +65,26 @@ def test_axes_in_another_order_are_refused():
     _, _, kept = _case("btd,dhk->bthk", (6, 2, 5))
     with pytest.raises(ValueError, match="its axes last"):
         product("dbt,dhk->bthk", jnp.ones((6, 3, 2)), kept, nn.Context())
+
+
+def _heads(form: type, heads: tuple[int, ...]) -> tuple[list, list[np.ndarray]]:
+    """Kernels from 64 inputs to so many heads of 5, in a form, and the values that they have."""
+    rng = np.random.default_rng(1)
+    matrices = [jnp.asarray(rng.standard_normal((5 * count, 64)), jnp.float32) for count in heads]
+    if form is OutputsFirst:
+        return [OutputsFirst((count, 5), matrix) for count, matrix in zip(heads, matrices)], matrices
+    kept = [form.of(matrix, (count, 5)) for count, matrix in zip(heads, matrices)]
+    return kept, [each.dequantized() for each in kept]
+
+
+@pytest.mark.parametrize("form", [OutputsFirst, Int8Matrix, Int4Matrix])
+def test_joined_matrices_multiply_as_each_does(form):
+    kept, values = _heads(form, (4, 2, 1))
+    x = np.random.default_rng(2).standard_normal((3, 2, 64)).astype(np.float32)
+    joined = [Joined.of(kept), None, None]
+    assert {array.shape[0] for array in jax.tree.leaves(joined)} == {35}
+    for weights in (joined, kept):
+        got = jax.jit(lambda x, weights: products("btd,dhk->bthk", x, weights, nn.Context()))(x, weights)
+        for y, value in zip(got, values, strict=True):
+            expected = np.einsum("btd,hkd->bthk", x.astype(np.float64), np.reshape(value, (-1, 5, 64)))
+            np.testing.assert_allclose(y, expected, atol=5e-5)
