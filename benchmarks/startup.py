@@ -75,7 +75,7 @@ def compile_time(depth: int, unrolled: bool) -> float:
     model = preset("gpt2-124m", num_layers=depth)
     config = default_config("gpt2-124m").optimizer
     optimizer = make_optimizer(config, make_schedule(config, 1000), model.param_specs())
-    objective = causal_lm(model, LENGTH)
+    objective = causal_lm(model, None, LENGTH)
     terms = objective.terms
 
     def unrolled_terms(params: dict, batch: dict, ctx: Context) -> dict:

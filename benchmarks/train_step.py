@@ -115,7 +115,7 @@ def _flaxllm() -> Callable[[], None]:
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000), specs)
     step = partial(
         train_step,
-        objective=causal_lm(model, LENGTH),
+        objective=causal_lm(model, None, LENGTH),
         optimizer=optimizer,
         ctx=Context(),
         micro_batches=1,

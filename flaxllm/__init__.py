@@ -16,14 +16,15 @@ _HOMES = {
     "from_pretrained": "flaxllm.pretrained",
     "generate": "flaxllm.decoding",
     "load_tokenizer": "flaxllm.data",
+    "pipeline": "flaxllm.pipelines",
     "prepare": "flaxllm.decoding",
     "preset": "flaxllm.models",
     "save_pretrained": "flaxllm.pretrained",
     "train": "flaxllm.training",
 }
 _ROOMS = (
-    "adapters", "data", "decoding", "errors", "models", "nn", "objectives", "parallel", "pipelines", "pretrained", "serving",
-    "training",
+    "adapters", "data", "decoding", "errors", "metrics", "models", "nn", "objectives", "parallel", "pipelines", "pretrained",
+    "serving", "training",
 )  # fmt: skip
 
 __all__ = sorted([*_HOMES, *_ROOMS])

@@ -16,7 +16,8 @@ import flaxllm
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.memory import restart_with_huge_pages
 
-TEXTS = ("config", "workdir", "slurm")
+TEXTS = ("config", "workdir", "mode", "slurm")
+MODES = ("train", "eval")
 SWITCHES = ("dry_run", "sweep", "distributed", "help")
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -29,6 +30,7 @@ usage: {command} --config=FILE[:ARGUMENT] --workdir=FOLDER [flags]
   --config=FILE[:ARGUMENT]  the experiment: a Python file with get_config()
   --config.KEY=VALUE        change a key: --config.optimizer.learning_rate=3e-4
   --workdir=FOLDER          where checkpoints, metrics and samples go
+  --mode=eval               only judge the workdir's model by the held-out set
   --dry_run                 only show parameters, devices, memory and operations
   --sweep                   train each run that the file's sweep(add) adds
   --slurm=OPTION:VALUE,...  train in Slurm jobs: --slurm=partition:gpu,timeout_min:60
@@ -118,6 +120,32 @@ usage: flaxllm serve PATH [flags]
 FLAXLLM_API_KEY in the environment is the key that clients must then send.
 """
 
+PIPELINE_HELP = """\
+Does a task with a checkpoint: what goes in and comes out is named as in transformers.
+
+usage: flaxllm pipeline TASK PATH [TEXT] [flags]
+
+  TASK            text-classification, token-classification (or ner),
+                  question-answering, fill-mask, feature-extraction,
+                  text-generation, summarization, translation,
+                  translation_en_to_de, zero-shot-classification
+  PATH            a Hugging Face folder, a hub id, or a .gguf file
+  TEXT            the text (- reads one a line from standard input); for
+                  question-answering the context
+  --OPTION=VALUE  an option of the task, such as --top_k=3, --question=TEXT,
+                  --candidate_labels=A,B, --aggregation_strategy=simple,
+                  --num_beams=4, --truncation
+  --dtype=DTYPE   float32, bfloat16 or float16 (the checkpoint's own unless given)
+  --help          show this
+
+In a pipe each text gives a line of JSON, on a terminal lines to read.
+
+examples:
+  flaxllm pipeline translation_en_to_de google-t5/t5-small "The house is wonderful."
+  flaxllm pipeline question-answering deepset/roberta-base-squad2 \\
+      "My name is Wolfgang and I live in Berlin" --question="Where do I live?"
+"""
+
 HELP = """\
 Transformer language models as pure JAX functions.
 
@@ -127,6 +155,7 @@ usage: flaxllm COMMAND [flags]
   inspect     show what a checkpoint holds: its architecture, parameters, memory
   convert     write a checkpoint anew: in another dtype, or from a GGUF file
   generate    write text after a prompt
+  pipeline    do a task with a checkpoint: classify, answer, translate, ...
   serve       answer over HTTP as OpenAI's API does
 
 `flaxllm COMMAND --help` shows a command's flags, `flaxllm --version` the version.
@@ -171,6 +200,7 @@ def _main(arguments: list[str]) -> int:
         "inspect": _inspect,
         "convert": _convert,
         "generate": _generate,
+        "pipeline": _pipeline,
         "serve": _serve,
     }
     name, *rest = arguments or ["--help"]
@@ -232,6 +262,21 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
+def _pipeline(arguments: list[str]) -> int:
+    kinds: dict[str, type] = {"dtype": str}
+    if arguments and not arguments[0].startswith("-"):
+        from flaxllm.pipelines.command import flag_kinds, run_pipeline
+
+        kinds |= flag_kinds(arguments[0])
+    given = _command_line(arguments, PIPELINE_HELP, ("TASK", "PATH", "[TEXT]"), kinds)
+    if given is not None:
+        from flaxllm.compiled import keep_compiled
+
+        keep_compiled()
+        run_pipeline(*given.places, **given.flags)
+    return 0
+
+
 _SERVING = {
     "port": int, "host": str, "slots": int, "max_len": int, "max_queue": int, "served_model_name": str, "timeout": float,
     "dtype": str,
@@ -255,7 +300,8 @@ class _Given(NamedTuple):
 
 
 def _command_line(arguments: list[str], usage: str, places: Sequence[str], kinds: Mapping[str, type]) -> _Given | None:
-    """What is given in `places` and as flags, each of its kind; None once the help is shown."""
+    """What is given in `places` (those in brackets may be left out) and as flags, each of its kind; None once the help is
+    shown."""
     values = flags.FlagValues()
     for name, kind in kinds.items():
         define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean}
@@ -274,7 +320,7 @@ def _command_line(arguments: list[str], usage: str, places: Sequence[str], kinds
     if values.help:
         print(usage, end="")
         return None
-    if len(rest) != len(places):
+    if not len([place for place in places if place[0] != "["]) <= len(rest) <= len(places):
         raise InputError(f"expected {' and '.join(places)}, got {' and '.join(map(repr, rest)) or 'nothing'} (--help shows more)")
     return _Given(rest, {name: values[name].value for name in kinds if values[name].present})
 
@@ -286,7 +332,7 @@ def _train(arguments: list[str], command: str) -> int:
         print(TRAIN_HELP.format(command=command), end="")
         return 0
     _check_given(values, rest)
-    from flaxllm.training import NonFiniteError, cluster, dry_run, experiment, sweep, train
+    from flaxllm.training import NonFiniteError, cluster, dry_run, evaluate, experiment, sweep, train
 
     if values.distributed and values.slurm is None:  # else it is the jobs that join each other
         cluster.start_distributed()
@@ -305,7 +351,7 @@ def _train(arguments: list[str], command: str) -> int:
         done = sweep.run_sweep(trials, workdir)
     else:
         try:
-            train(config, workdir)
+            (evaluate if values.mode == "eval" else train)(config, workdir)
         except NonFiniteError as error:
             return _complain(f"error: {error}", FAILED)
         done = True
@@ -343,6 +389,10 @@ def _parse(values: flags.FlagValues, arguments: list[str], known_only: bool = Fa
 
 def _check_given(values: flags.FlagValues, rest: list[str]) -> None:
     """Raise InputError if a flag that must be given is missing, naming the one that was misspelt in its place."""
+    if values.mode not in (None, *MODES):
+        raise InputError(f"--mode cannot be {values.mode!r}: {did_you_mean(values.mode, MODES)}")
+    if values.mode == "eval" and (values.sweep or values.dry_run or values.slurm is not None):
+        raise InputError("--mode=eval judges one run: leave --sweep, --slurm and --dry_run out")
     if values.config and (values.workdir or values.dry_run):
         return
     for before, argument in zip(["", *rest], rest, strict=False):

@@ -5,7 +5,9 @@ line prints its sentence, and nothing else of it, and exits with code 2.
 """
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class InputError(ValueError):
@@ -17,3 +19,16 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     options = sorted(map(str, options))
     near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(options)}"
+
+
+def optional_library(name: str, who: str, install: str) -> ModuleType:
+    """A module that the plain install may lack.
+
+    Raises:
+      InputError: it is not there: `who` needs it, and `install` is what pip is to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = (error.name or name).partition(".")[0]
+        raise InputError(f"{who} needs {missing}, which is not installed: pip install {install}") from error

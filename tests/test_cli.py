@@ -275,7 +275,7 @@ def test_text_is_generated_in_a_pipe(folder):
     assert done.returncode == 0 and done.stdout.endswith(b"\n") and b"tokens" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "generate", "serve"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "generate", "pipeline", "serve"])
 def test_each_command_says_what_it_takes(command, capsys):
     assert in_process(command, "--help", face=cli.main) == 0
     assert f"usage: flaxllm {command} " in capsys.readouterr().out

@@ -38,14 +38,11 @@ def split(corpus: Corpus, holdout: str = "tail", eval_fraction: float = 0.1, see
     Raises:
       InputError: an unknown `holdout`, a fraction out of [0, 1), or a side without a token to predict.
     """
-    if not 0.0 <= eval_fraction < 1.0:
-        raise InputError(f"eval_fraction is {eval_fraction}, it must lie in [0, 1)")
+    _check(holdout, eval_fraction)
     if holdout == "tail":
         train, held_out = _split_tail(corpus, eval_fraction)
-    elif holdout == "documents":
-        train, held_out = _split_documents(corpus, eval_fraction, seed)
     else:
-        raise InputError(f"there is no holdout {holdout!r}: {did_you_mean(holdout, HOLDOUTS)}")
+        train, held_out = _split_documents(corpus, eval_fraction, seed)
     for name, side, wanted in (("training", train, True), ("evaluation", held_out, eval_fraction > 0)):
         if wanted and not np.any(np.diff(side.spans) > 1):
             raise InputError(
@@ -55,6 +52,27 @@ def split(corpus: Corpus, holdout: str = "tail", eval_fraction: float = 0.1, see
     how = [holdout, float(eval_fraction), seed if holdout == "documents" else None]
     facts = json.dumps([corpus.digest, corpus.tokenizer.fingerprint, *how])
     return Split(train, held_out, hashlib.sha256(facts.encode()).hexdigest())
+
+
+def split_rows(count: int, holdout: str, eval_fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the records to train on and of those held out, both in order; `holdout` as for `split`.
+
+    Raises:
+      InputError: an unknown `holdout`, or a fraction out of [0, 1).
+    """
+    _check(holdout, eval_fraction)
+    if holdout == "tail":
+        held_out = np.arange(count) >= round(count * (1.0 - eval_fraction))
+    else:
+        held_out = _uniform(count, seed) < eval_fraction
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _check(holdout: str, eval_fraction: float) -> None:
+    if not 0.0 <= eval_fraction < 1.0:
+        raise InputError(f"eval_fraction is {eval_fraction}, it must lie in [0, 1)")
+    if holdout not in HOLDOUTS:
+        raise InputError(f"there is no holdout {holdout!r}: {did_you_mean(holdout, HOLDOUTS)}")
 
 
 def _split_tail(corpus: Corpus, eval_fraction: float) -> tuple[Documents, Documents]:
@@ -84,6 +102,11 @@ def _split_tail(corpus: Corpus, eval_fraction: float) -> tuple[Documents, Docume
 def _split_documents(corpus: Corpus, eval_fraction: float, seed: int) -> tuple[Documents, Documents]:
     held_out = _uniform(len(corpus.num_bytes), seed) < eval_fraction
     return _select(corpus, ~held_out), _select(corpus, held_out)
+
+
+def whole(corpus: Corpus) -> Documents:
+    """All of a corpus."""
+    return _select(corpus, slice(None))
 
 
 def _select(corpus: Corpus, which: slice | np.ndarray) -> Documents:

@@ -7,8 +7,9 @@ the number of processes nor that of devices changes a batch.
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -16,12 +17,12 @@ import numpy as np
 from flaxllm.errors import InputError
 
 Example = dict[str, np.ndarray]
-MakeExample = Callable[[np.ndarray, np.random.Generator], Example]
+MakeExample = Callable[[Any, np.random.Generator], Example]
 Batch = dict[str, np.ndarray]
 
 _PACKING_BINS = 64
 _PREFETCHED_BATCHES = 2
-_OURS = ("segments", "positions", "row")
+_TOKENS, _SEGMENTS, _POSITIONS, _ROW = "tokens", "segments", "positions", "row"
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -43,7 +44,7 @@ class Stream:
             raise ValueError("this stream of batches was closed")
         parts = [next(iterator) for iterator in self._iterators.values()]
         batch = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return batch | {"row": np.arange(*self._rows, dtype=np.int32)}
+        return batch | {_ROW: np.arange(*self._rows, dtype=np.int32)}
 
     def state(self) -> dict[str, dict]:
         """The position after the last batch handed out, of each shard that this process owns (json-able)."""
@@ -78,22 +79,23 @@ class Stream:
 
 
 def train_stream(
-    source: Sequence[np.ndarray],
+    items: Sequence[Any],
     example: MakeExample,
+    empty_row: Example,
     *,
     batch_size: int,
-    max_len: int,
     seed: int,
     shards: int,
     rows: tuple[int, int],
     pack: bool = True,
 ) -> Stream:
-    """Endless batches from `source`, reshuffled each epoch; an example's randomness is that of (seed, epoch, index).
+    """Endless batches of examples of `items`, reshuffled each epoch; an example's randomness is that of (seed, epoch, index).
 
-    `rows` = (start, stop) are the rows of the global batch that this process makes. A batch holds the example's keys,
-    `segments` and `positions`, `[stop - start, max_len]`: examples count from 1 in a row, positions from 0 in each
-    example, and everything is 0 where there is none; and `row`, int32 `[stop - start]`, the global row numbers.
-    Without `pack` each row holds one example.
+    `empty_row` has zeros of the shapes and dtypes of a row; an example has the same arrays, as long or shorter. `rows` =
+    (start, stop) are the rows of the global batch that this process makes. A batch holds these arrays, `[stop - start, ...]`,
+    beside `tokens` also `segments` and `positions` (beside `decoder_tokens` `decoder_segments` and so on): examples count
+    from 1 in a row, positions from 0 in each example, and everything is 0 where there is none; and `row`, int32
+    `[stop - start]`, the global row numbers. Without `pack` each row holds one example.
 
     Raises:
       InputError: `shards` does not divide `batch_size`, `rows` cuts a shard, or there is nothing to read.
@@ -102,16 +104,16 @@ def train_stream(
         raise InputError(f"batch_size {batch_size} cannot be cut into {shards} shards: use a divisor of it")
     rows_per_shard = batch_size // shards
     _check_rows(rows, batch_size, rows_per_shard)
-    keys = _keys(source, example)
+    _check(items, empty_row)
     examples = (
-        grain.MapDataset.source(source)
-        .random_map(_checked(example, max_len), seed=_derived(seed, "example"))
+        grain.MapDataset.source(items)
+        .random_map(_checked(example, empty_row, pack), seed=_derived(seed, "example"))
         .shuffle(seed=_derived(seed, "shuffle"))
         .repeat()
     )
     iterators = {}
     for shard in range(rows[0] // rows_per_shard, rows[1] // rows_per_shard):
-        packed = _rows(examples[shard::shards], keys, max_len, pack, bin_seed=_derived(seed, f"bins of {shard}"))
+        packed = _rows(examples[shard::shards], empty_row, pack, bin_seed=_derived(seed, f"bins of {shard}"))
         batches = packed.batch(rows_per_shard, drop_remainder=True)
         ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_PREFETCHED_BATCHES)
         iterators[shard] = iter(ahead)
@@ -119,16 +121,16 @@ def train_stream(
 
 
 def eval_batches(
-    source: Sequence[np.ndarray],
+    items: Sequence[Any],
     example: MakeExample,
+    empty_row: Example,
     *,
     batch_size: int,
-    max_len: int,
     seed: int,
     rows: tuple[int, int],
     pack: bool = True,
 ) -> Iterator[Batch]:
-    """All of `source` exactly once and always the same, in batches as those of `train_stream`.
+    """All of `items` exactly once and always the same, in batches as those of `train_stream`; without `pack`, in their order.
 
     The last batch is filled up with empty rows, so that every process sees the same number of batches; the randomness
     of an example is that of (seed, index).
@@ -137,12 +139,18 @@ def eval_batches(
       InputError: `rows` does not lie in the batch, or there is nothing to read.
     """
     _check_rows(rows, batch_size, 1)
-    keys = _keys(source, example)
-    examples = grain.MapDataset.source(source).random_map(
-        _checked(example, max_len), seed=_derived(seed, "example")
+    _check(items, empty_row)
+    examples = grain.MapDataset.source(items).random_map(
+        _checked(example, empty_row, pack), seed=_derived(seed, "example")
     )
-    packed = _rows(examples, keys, max_len, pack)
+    packed = _rows(examples, empty_row, pack)
     return iter(packed.batch(batch_size, batch_fn=partial(_own_rows, batch_size=batch_size, rows=rows)))
+
+
+def with_segments(empty_row: Example) -> Example:
+    """An empty row, and the segments and positions that come beside its tokens."""
+    lengths = {name: len(empty_row[key]) for key in _token_keys(empty_row) for name in _segment_keys([key])}
+    return dict(empty_row) | {name: np.zeros(length, np.int32) for name, length in lengths.items()}
 
 
 def _check_rows(rows: tuple[int, int], batch_size: int, multiple: int) -> None:
@@ -154,54 +162,93 @@ def _check_rows(rows: tuple[int, int], batch_size: int, multiple: int) -> None:
         )
 
 
-def _keys(source: Sequence[np.ndarray], example: MakeExample) -> list[str]:
-    """The names of an example's arrays."""
-    if not len(source):
-        raise InputError("there is no text to make examples of: every document has fewer than two tokens")
-    keys = list(example(source[0], np.random.default_rng(0)))
-    taken = sorted(set(keys).intersection(_OURS))
+def _check(items: Sequence[Any], empty_row: Example) -> None:
+    if not len(items):
+        raise InputError("there is nothing to make examples of: every document has fewer than two tokens, or no record fits")
+    taken = sorted({_ROW, *_segment_keys(empty_row)}.intersection(empty_row))
     if taken:
         raise InputError(f"an example has a key {taken[0]!r}, which the batch fills itself: name it otherwise")
-    return keys
 
 
-def _checked(example: MakeExample, max_len: int) -> MakeExample:
-    def make(piece: np.ndarray, rng: np.random.Generator) -> Example:
-        made = example(piece, rng)
-        lengths = {key: len(value) for key, value in made.items()}
-        if len(set(lengths.values())) != 1 or max(lengths.values()) > max_len:
-            raise InputError(f"an example has lengths {lengths}: one length of at most {max_len} was expected")
+def _checked(example: MakeExample, empty_row: Example, pack: bool) -> MakeExample:
+    def make(item: Any, rng: np.random.Generator) -> Example:
+        made = {key: np.asarray(value) for key, value in example(item, rng).items()}
+        _check_fits(made, empty_row)
+        if pack:
+            _check_one_length(made)
         return made
 
     return make
 
 
-def _rows(
-    examples: grain.MapDataset, keys: list[str], max_len: int, pack: bool, bin_seed: int | None = None
-) -> grain.IterDataset:
-    """Rows of `max_len`; with a `bin_seed`, those that were packed together come in a random order."""
+def _check_fits(made: Example, empty_row: Example) -> None:
+    if made.keys() != empty_row.keys():
+        raise InputError(f"an example has the arrays {', '.join(made)}, where {', '.join(empty_row)} were expected")
+    for key, value in made.items():
+        room = empty_row[key]
+        if value.ndim != room.ndim or value.dtype != room.dtype or any(a > b for a, b in zip(value.shape, room.shape)):
+            raise InputError(
+                f"an example has {key!r} as {value.dtype}{list(value.shape)}: expected {room.dtype}{list(room.shape)} at most"
+            )
+
+
+def _check_one_length(made: Example) -> None:
+    for tokens in _token_keys(made):
+        lengths = {key: len(value) for key, value in made.items() if _prefix(key) == _prefix(tokens)}
+        if len(set(lengths.values())) != 1:
+            raise InputError(f"an example has lengths {lengths}: one length was expected")
+
+
+def _token_keys(keys: Iterable[str]) -> list[str]:
+    """The arrays that get segments and positions beside them."""
+    return [key for key in keys if key == _TOKENS or key.endswith(f"_{_TOKENS}")]
+
+
+def _segment_keys(keys: Iterable[str]) -> list[str]:
+    return [f"{_prefix(key)}{name}" for key in _token_keys(keys) for name in (_SEGMENTS, _POSITIONS)]
+
+
+def _prefix(key: str) -> str:
+    """What comes before the name of an array: "decoder_" of decoder_tokens, and of what lies along it."""
+    return key[: key.rfind("_") + 1]
+
+
+def _rows(examples: grain.MapDataset, empty_row: Example, pack: bool, bin_seed: int | None = None) -> grain.IterDataset:
+    """Full rows; with a `bin_seed`, those that were packed together come in a random order."""
     if not pack:
-        return examples.map(partial(_padded, max_len=max_len)).to_iter_dataset(_IN_THIS_THREAD)
+        return examples.map(partial(_padded, room=with_segments(empty_row))).to_iter_dataset(_IN_THIS_THREAD)
     packed = grain.experimental.FirstFitPackIterDataset(
         examples.to_iter_dataset(_IN_THIS_THREAD),
-        length_struct=dict.fromkeys(keys, max_len),
+        length_struct={key: len(value) for key, value in empty_row.items()},
         num_packing_bins=_PACKING_BINS,
         shuffle_bins=bin_seed is not None,
         seed=bin_seed or 0,
     )
-    return packed.map(partial(_one_segmentation, keys=keys))
+    return packed.map(partial(_one_segmentation, keys=tuple(empty_row)))
 
 
-def _padded(example: Example, max_len: int) -> Example:
+def _padded(example: Example, room: Example) -> Example:
     """One example as a row."""
-    length = len(next(iter(example.values())))
-    row = example | {"segments": np.ones(length, np.int32), "positions": np.arange(length, dtype=np.int32)}
-    return {key: np.pad(value, (0, max_len - length)) for key, value in row.items()}
+    row = dict(example)
+    for key in _token_keys(example):
+        segments, positions = _segment_keys([key])
+        length = len(example[key])
+        row |= {segments: np.ones(length, np.int32), positions: np.arange(length, dtype=np.int32)}
+    return {key: _filled_up(value, room[key]) for key, value in row.items()}
 
 
-def _one_segmentation(row: Example, keys: list[str]) -> Example:
-    """grain gives each key its own segments and positions; here they are the same for all."""
-    shared = {"segments": row[f"{keys[0]}_segment_ids"], "positions": row[f"{keys[0]}_positions"]}
+def _filled_up(value: np.ndarray, room: np.ndarray) -> np.ndarray:
+    whole = np.zeros_like(room)
+    whole[tuple(slice(size) for size in value.shape)] = value
+    return whole
+
+
+def _one_segmentation(row: Example, keys: tuple[str, ...]) -> Example:
+    """grain gives each array its own segments and positions; here those along the same tokens share theirs."""
+    shared = {}
+    for key in _token_keys(keys):
+        segments, positions = _segment_keys([key])
+        shared |= {segments: row[f"{key}_segment_ids"], positions: row[f"{key}_positions"]}
     return {key: row[key] for key in keys} | shared
 
 
@@ -210,7 +257,7 @@ def _own_rows(made: Sequence[Example], batch_size: int, rows: tuple[int, int]) -
     empty = {key: np.zeros_like(value) for key, value in made[0].items()}
     own = [*made, *[empty] * (batch_size - len(made))][slice(*rows)]
     batch = {key: np.stack([row[key] for row in own]) for key in empty}
-    return batch | {"row": np.arange(*rows, dtype=np.int32)}
+    return batch | {_ROW: np.arange(*rows, dtype=np.int32)}
 
 
 def _derived(seed: int, purpose: str) -> int:

@@ -149,7 +149,7 @@ def json_line(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def value_of(record: Mapping[str, Any], column: str, where: str) -> Any:
+def value_of(record: Mapping[str, Any], column: str | int, where: str) -> Any:
     """A record's value in a column, which it must have."""
     if column not in record:
         known = did_you_mean(column, record) if record else "the object is empty"

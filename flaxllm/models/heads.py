@@ -49,6 +49,11 @@ def head_shape(heads: dict[str, Classifier | None], head: str | None) -> Classif
     return heads[head]
 
 
+def has_labels(head: str | None) -> bool:
+    """Whether the config's labels name the classes of this head."""
+    return head in ("sequence-classification", "token-classification")
+
+
 def num_classes(head: str, labels: tuple[str, ...]) -> int:
     return {"question-answering": SPAN_ENDS, "next-sentence": IS_NEXT, "pretraining": IS_NEXT}.get(head, len(labels))
 

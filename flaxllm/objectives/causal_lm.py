@@ -1,20 +1,25 @@
 """Next-token prediction on packed text (Radford et al. 2019): each token is predicted from those before it."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
+from flaxllm.data import Pieces, Tokenizer
 from flaxllm.models import Model
 from flaxllm.nn import Context
-from flaxllm.objectives.cross_entropy import chunks_needed, cross_entropy
 from flaxllm.objectives.objective import Batch, Objective, Term
+from flaxllm.objectives.vocabulary import MAX_LOGIT_BYTES, vocabulary_terms
 
 
 def causal_lm(
     model: Model,
+    tokenizer: Tokenizer | None,
     max_len: int,
+    *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    max_logit_bytes: int = 2**30,
+    max_logit_bytes: int = MAX_LOGIT_BYTES,
 ) -> Objective:
     """Batches hold `tokens`, `targets`, `weights`, `segments` and `positions`, all `[batch, length]`, and `row`.
 
@@ -25,23 +30,29 @@ def causal_lm(
         hidden = model.apply(
             params, batch["tokens"], positions=batch["positions"], segments=batch["segments"], ctx=ctx
         ).hidden
-        rows, length = batch["tokens"].shape
-        vocab_size = model.config.vocab_size
-        parts = 1 if ctx.rules is None else ctx.rules.split("batch") * ctx.rules.split("vocab", vocab_size)
-        return cross_entropy(
-            lambda h: model.unembed(params, h, ctx=ctx),
-            hidden,
-            batch["targets"],
-            batch["weights"],
-            z_loss,
-            label_smoothing,
-            chunks_needed(-(-rows // parts), length, vocab_size, max_logit_bytes),
+        return vocabulary_terms(
+            model, params, hidden, batch["targets"], batch["weights"], ctx, z_loss, label_smoothing, max_logit_bytes
         )
 
-    def weights(batch: Batch) -> dict[str, jnp.ndarray]:
-        return {"loss": batch["weights"].sum()}
+    return Objective(
+        terms=terms,
+        weights=loss_weight,
+        items=partial(Pieces, piece_len=max_len + 1),
+        example=next_token_example,
+        empty_row=empty_tokens(max_len),
+        tells_all=True,
+    )
 
-    return Objective(terms, weights, next_token_example, piece_len=max_len + 1)
+
+def loss_weight(batch: Batch) -> dict[str, jnp.ndarray]:
+    """The weight of a loss whose targets have one each."""
+    return {"loss": batch["weights"].sum()}
+
+
+def empty_tokens(length: int) -> dict[str, np.ndarray]:
+    """An empty row of tokens that each have a target."""
+    tokens, weights = np.zeros(length, np.int32), np.zeros(length, np.float32)
+    return {"tokens": tokens, "targets": tokens, "weights": weights}
 
 
 def next_token_example(tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

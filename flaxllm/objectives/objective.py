@@ -4,7 +4,7 @@ A term is a (sum, weight) pair. Sums and weights are added over micro-batches, d
 divided: a mean of means is another number wherever the weights are ragged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from flaxllm.nn import Context
 
 Batch = dict[str, Array]
+Item = Any
 
 
 class Term(NamedTuple):
@@ -24,20 +25,45 @@ class Term(NamedTuple):
     weight: Float[Array, ""]
 
 
+class Judge(NamedTuple):
+    """How what a model says is scored over a whole set, where that is no sum over its examples.
+
+    `outputs(params, batch, ctx)` gives arrays with a row for each row of the batch, and `score(items, outputs)` the numbers:
+    it gets all items and, row by row, what was said of each. Without `outputs` the model writes: `prompt(item)` gives the
+    tokens to go on from, or to transform, and `score(items, texts)` gets what was written. `library` is the module that
+    `score` needs beside the plain install.
+    """
+
+    score: Callable[[Sequence[Item], Any], dict[str, float]]
+    outputs: Callable[[Any, Batch, Context], dict[str, Array]] | None = None
+    prompt: Callable[[Item], np.ndarray] | None = None
+    library: str | None = None
+
+
 class Objective(NamedTuple):
     """What is learned, as functions.
 
     `terms(params, batch, ctx)` gives the named terms of a batch, those that are minimised and those only watched.
     `weights(batch)` gives, without running the model, the weight of each term that is minimised: the loss is the sum
     over them of sum / weight, with the weights of the whole batch.
-    `example(tokens, rng)` makes the arrays of one example from a piece of text (numpy, on the host).
-    `piece_len` is how many tokens such a piece has at most.
+    `items(source)` gives what examples are made of: from a corpus's `Documents`, or, where `fields` names the fields that
+    are read of a record, from a list of records. `example(item, rng)` makes the arrays of one example (numpy, on the host).
+    `empty_row` has zeros of the shapes and dtypes of a row of a batch; `packs` says that several examples may share one.
+    `prepare(params, items)` gives items that know what the parameters that training starts from make of them, where an
+    objective asks for it. `judge` scores a whole set. `tells_all` says that each token of a text but its first is predicted
+    once, so that the loss is the text's code length.
     """
 
     terms: Callable[[Any, Batch, Context], dict[str, Term]]
     weights: Callable[[Batch], dict[str, Array]]
-    example: Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
-    piece_len: int
+    items: Callable[[Any], Sequence[Item]]
+    example: Callable[[Item, np.random.Generator], dict[str, np.ndarray]]
+    empty_row: Mapping[str, np.ndarray]
+    packs: bool = True
+    fields: tuple[str, ...] = ()
+    prepare: Callable[[Any, Sequence[Item]], Sequence[Item]] | None = None
+    judge: Judge | None = None
+    tells_all: bool = False
 
 
 def add_terms(left: dict[str, Term], right: dict[str, Term]) -> dict[str, Term]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.jax_utils
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxllm.errors import InputError
@@ -31,7 +32,8 @@ class Placement(NamedTuple):
     what `abstract` asked for) put in place. `gather(state)`: the logical state, fit for a checkpoint. `abstract(state)`:
     its shapes with the shardings to restore to. `compile(step, donate)`: the step `(state, batch) -> outputs`, where
     `returns_state` says that the first output is a state. `batch(arrays)`: this process's rows put in place.
-    `read(metrics)`: a tree of scalars as numpy.
+    `read(metrics)`: a tree of scalars as numpy. `rows(outputs)`: arrays with a row for each of the global batch, as numpy
+    and in order, in every process.
     """
 
     rules: Rules | None
@@ -44,6 +46,7 @@ class Placement(NamedTuple):
     compile: Callable[..., Step]
     batch: Callable[[dict[str, np.ndarray]], Tree]
     read: Callable[[Tree], Tree]
+    rows: Callable[[Tree], Tree]
 
 
 def mesh_placement(mesh: Mesh, specs: dict) -> Placement:
@@ -98,6 +101,7 @@ def mesh_placement(mesh: Mesh, specs: dict) -> Placement:
         compile=compile_step,
         batch=batch,
         read=jax.device_get,
+        rows=_of_all_processes,
     )
 
 
@@ -111,6 +115,10 @@ def pmap_placement() -> Placement:
 
     def first(x: jax.Array) -> np.ndarray:
         return np.asarray(x.addressable_shards[0].data).reshape(x.shape[1:])
+
+    def own_rows(x: jax.Array) -> np.ndarray:
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data).reshape(-1, *x.shape[2:]) for shard in shards])
 
     def compile_step(step: Step, returns_state: bool) -> Step:
         return jax.pmap(step, axis_name=PMAP_AXIS, donate_argnums=(0,) if returns_state else ())
@@ -133,7 +141,14 @@ def pmap_placement() -> Placement:
         compile=compile_step,
         batch=batch,
         read=lambda metrics: jax.tree.map(first, metrics),
+        rows=lambda outputs: _of_all_processes(jax.tree.map(own_rows, outputs)),
     )
+
+
+def _of_all_processes(outputs: Tree) -> Tree:
+    if jax.process_count() == 1:
+        return jax.device_get(outputs)
+    return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), outputs)
 
 
 def _check_divides(batch_size: int, parts: int, what: str) -> None:

@@ -69,7 +69,7 @@ def convert(source: str | Path, directory: str | Path, dtype: str | None = None,
     save_pretrained(directory, model, params, tokenizer)
 
 
-def config_of(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+def config_of(model: Model, arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, Any]:
     """The content of config.json."""
     # transformers takes the size of a span head from the labels, which are another head's.
     labels = {"labels": LABELS} if model.head == "question-answering" else {}
@@ -79,7 +79,7 @@ def config_of(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
     return {"architectures": [architecture], "dtype": dtype.name, **config}
 
 
-def _checked(params: dict, specs: Mapping[str, Param]) -> dict[str, jax.Array]:
+def _checked(params: dict, specs: Mapping[str, Param]) -> dict[str, jax.Array | np.ndarray]:
     arrays = nn.flatten(params)
     wrong = sorted(set(arrays) ^ set(specs))
     if wrong:
@@ -91,7 +91,7 @@ def _checked(params: dict, specs: Mapping[str, Param]) -> dict[str, jax.Array]:
     return arrays
 
 
-def _tensor(place: Place, specs: Mapping[str, Param], arrays: Mapping[str, jax.Array]) -> np.ndarray:
+def _tensor(place: Place, specs: Mapping[str, Param], arrays: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
     """One tensor as the checkpoint has it."""
     rule, layer = place
     parts = [

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from flaxllm import nn
-from flaxllm.decoding.engine import bucket
+from flaxllm.decoding.buckets import Inputs, in_buckets, in_parts
 from flaxllm.models import Model
 from flaxllm.nn import Context
 from flaxllm.serving.fields import one_of, text, texts_or_tokens
@@ -24,7 +24,6 @@ FIELDS = {
     "user": text(),
 }
 REFUSED = {"dimensions": "the vectors have the dimensions that the model gives them"}
-_TOKENS_AT_A_TIME = 1024  # what the layers make of so many stays in a core's cache
 
 
 class Encoder:
@@ -36,37 +35,23 @@ class Encoder:
         self._alone = threading.Lock()  # more at once would not be faster
 
     def __call__(self, rows: list[np.ndarray]) -> Float[np.ndarray, "row width"]:
-        """The vectors of texts, each of a token or more. Texts of about the same length go together."""
-        vectors = np.zeros((len(rows), self.model.config.d_model), np.float32)
-        widths = np.array([min(bucket(len(row)), self.max_len) for row in rows])
+        """The vectors of texts, each of a token or more."""
+
+        def encode(inputs: Inputs) -> Array:
+            return _encode(self.model, self._params, inputs, self._ctx)
+
         with self._alone:
-            for width in np.unique(widths):
-                numbers = np.flatnonzero(widths == width)
-                count = 1 << (len(numbers) - 1).bit_length()  # so that few programs are compiled
-                tokens, valid = np.zeros((count, width), np.int32), np.zeros((count, width), bool)
-                valid[:, 0] = True  # no row has none
-                for place, number in enumerate(numbers):
-                    tokens[place, : len(rows[number])], valid[place, : len(rows[number])] = rows[number], True
-                encoded = _encode(self.model, self._params, tokens, valid, self._ctx)
-                vectors[numbers] = np.asarray(encoded)[: len(numbers)]
-        return vectors
+            return np.stack(in_buckets(encode, [{"tokens": row} for row in rows], self.max_len))
 
 
 @partial(jax.jit, static_argnames="model")
-def _encode(
-    model: Model,
-    params: dict,
-    tokens: Int[Array | np.ndarray, "row token"],
-    valid: Bool[Array | np.ndarray, "row token"],
-    ctx: Context,
-) -> Float[Array, "row width"]:
-    def encode_part(part: tuple[Array, Array]) -> Array:
-        tokens, valid = part
-        hidden = model.apply(params, tokens, valid=valid, ctx=ctx).hidden.astype(jnp.float32)
+def _encode(model: Model, params: dict, inputs: Inputs, ctx: Context) -> Float[Array, "row width"]:
+    def encode_part(part: dict[str, Array]) -> Array:
+        hidden, valid = model.apply(params, **part, ctx=ctx).hidden.astype(jnp.float32), part["valid"]
         mean = jnp.einsum("btd,bt->bd", hidden, valid.astype(jnp.float32)) / valid.sum(1)[:, None]
         return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
 
-    return nn.map_parts(encode_part, (tokens, valid), max(1, _TOKENS_AT_A_TIME // tokens.shape[1]))
+    return in_parts(encode_part, inputs)
 
 
 def response(vectors: Float[np.ndarray, "row width"], name: str, encoding: str, num_tokens: int) -> dict[str, Any]:

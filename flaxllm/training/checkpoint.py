@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from flaxllm.errors import InputError
-from flaxllm.training.state import TrainState
 
 Metadata = dict[str, Any]
 Tree = Any
@@ -30,7 +29,7 @@ DAMAGED = "damaged-"
 class Checkpoints:
     """The checkpoints in one directory, of which the last `keep` are kept. Use it in a `with` block.
 
-    A checkpoint is a train state and its metadata, a json-able dict. Every process calls every method. With `keep=None`
+    A checkpoint is a tree and its metadata, a json-able dict. Every process calls every method. With `keep=None`
     the directory belongs to somebody else: nothing in it is changed.
     """
 
@@ -48,7 +47,7 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self._manager.close()
 
-    def save(self, step: int, state: TrainState, metadata: Metadata) -> None:
+    def save(self, step: int, state: Tree, metadata: Metadata) -> None:
         """Begin to write a checkpoint; the state may be given away as soon as this returns. A step is written once."""
         if step in self._manager.all_steps():
             return
@@ -60,6 +59,29 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when all that was saved is on disk."""
         self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order."""
+        return sorted(self._manager.all_steps())
+
+    def notes(self, key: str) -> list[Any]:
+        """What the metadata of each checkpoint has under `key`, of those whose record is whole, in order."""
+        records = (self._agreed(lambda: self._read_record(step)) for step in self.steps())
+        return [record["metadata"][key] for record in records if not isinstance(record, Exception)]
+
+    def read(self, step: int, abstract: Tree) -> Tree:
+        """The arrays of one checkpoint, verified.
+
+        Raises:
+          InputError: it is damaged.
+        """
+        record = self._agreed(lambda: self._read_record(step))
+        state = record
+        if not isinstance(record, Exception):
+            state = self._agreed(lambda: self._read_state(step, abstract, record["arrays"]))
+        if isinstance(state, Exception):
+            raise InputError(f"checkpoint {self._directory / str(step)} is damaged ({_reason(state)}): take fewer, or train on")
+        return state
 
     def restore(
         self, abstract: Tree, accept: Callable[[Metadata], None], report: Callable[[str], None]
@@ -73,7 +95,7 @@ class Checkpoints:
         Raises:
           InputError: from `accept`, or where what was saved lacks a tensor of `abstract`, or has it in another shape.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(self.steps()):
             record = self._agreed(lambda: self._read_record(step))
             state = None
             if not isinstance(record, Exception):
@@ -116,7 +138,7 @@ class Checkpoints:
     def _put_aside(self, step: int, problem: Exception, report: Callable[[str], None]) -> None:
         place = self._directory / str(step)
         aside = place.with_name(f"{DAMAGED}{step}")
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+        reason = _reason(problem)
         if not self._owned:
             report(f"checkpoint {place} is damaged ({reason}): going on with the one before it")
             return
@@ -126,6 +148,10 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("put a checkpoint aside")
         self._manager.reload()
+
+
+def _reason(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

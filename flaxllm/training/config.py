@@ -4,37 +4,50 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
+from flaxllm.data import Tokenizer
 from flaxllm.errors import InputError
 from flaxllm.models import Model, build
 from flaxllm.models import preset as model_preset
+from flaxllm.objectives import default_settings, objective_kind
 
 
-def default_config(preset: str = "gpt2-124m", **model_changes: object) -> ConfigDict:
-    """The config of a run that pretrains the named model, to be changed key by key in an experiment file.
+def default_config(
+    preset: str = "gpt2-124m", objective: str = "causal-lm", checkpoint: str | None = None, **model_changes: object
+) -> ConfigDict:
+    """The config of a run that trains the named model, to be changed key by key in an experiment file.
+
+    With a `checkpoint` (a Hugging Face folder, a hub id or a GGUF file) the run starts from its parameters, with its
+    architecture and its tokenizer, and `preset` is not used.
 
     Raises:
-      InputError: an unknown preset or model field.
+      InputError: an unknown preset, objective or model field, or a checkpoint that cannot be read.
     """
-    model = model_preset(preset, **model_changes)
+    model = model_preset(preset, **model_changes) if checkpoint is None else _model_of(checkpoint, model_changes)
     config = ConfigDict()
     config.seed = 0
     config.model = ConfigDict({"family": model.family, **_with_placeholders(model.config)})
+    settings = default_settings(objective).items()
     config.objective = ConfigDict({
-        "name": "causal-lm",
-        "z_loss": 0.0,
-        "label_smoothing": 0.0,
-        "max_logit_bytes": 2**30,  # a device never holds more logits than this at a time
+        "name": objective,
+        **{name: config_dict.placeholder(kind) if value is None else value for name, (kind, value) in settings},
     })
     config.data = ConfigDict({
         "source": "python-docs",  # an embedded source's name, or a file, folder or glob
-        "column": "text",  # the field of a JSONL record
-        "tokenizer": "bytes",  # bytes, chars, bpe (trained from the source), or a tokenizer.json
+        "eval_source": config_dict.placeholder(str),  # what is held out, where it is a source of its own
+        "format": config_dict.placeholder(str),  # of records, where the file's name does not tell: csv, tsv, jsonl, ...
+        "columns": ConfigDict(),  # of records: the columns of the file by the names of the objective's fields
+        "malformed": "stop",  # or "skip": what a record that cannot be read does
+        "column": "text",  # the field of a JSONL document
+        "tokenizer": "bytes",  # bytes, chars, bpe (trained from the source), or a tokenizer.json, a folder, a hub id
         "vocab_size": config_dict.placeholder(int),  # for bpe; the model takes its own from the tokenizer
         "holdout": "tail",  # what is held out: the tail of the corpus, or whole documents
         "eval_fraction": 0.1,
         "max_len": 256,  # tokens in a row
         "batch_size": 32,  # rows in a step, over all devices
         "shards": 1,  # logical shards of the stream; as many processes can share the reading
+        "mixture": ConfigDict(),  # several sources by name, each a ConfigDict with its source and what else is its own
+        "mixture_limit": config_dict.placeholder(int),  # no source counts for more examples in its share of the mixture
+        "mixture_temperature": 1.0,  # shares are sizes to the power of 1 over it
     })
     config.optimizer = ConfigDict({
         "name": "adamw",  # adamw, adafactor, lion, muon
@@ -48,6 +61,15 @@ def default_config(preset: str = "gpt2-124m", **model_changes: object) -> Config
         "momentum": 0.95,  # muon's
         "weight_decay": 0.1,
         "clip_norm": 1.0,  # of the whole gradient; 0 for none
+        "layer_decay": 1.0,  # the learning rate of a layer by that of the one above it
+        "freeze": (),  # patterns of the paths of parameters that never change
+    })
+    config.lora = ConfigDict({
+        "rank": 0,  # of an adapter beside the parameters; 0 trains these themselves
+        "alpha": 16.0,
+        "dropout": 0.0,  # on what the adapter reads
+        "targets": (),  # patterns of the paths of kernels; queries and values if there are none
+        "whole": (),  # patterns of the paths of parameters that are trained as they are, such as "head/*"
     })
     config.train = ConfigDict({
         "num_steps": 1000,
@@ -56,6 +78,15 @@ def default_config(preset: str = "gpt2-124m", **model_changes: object) -> Config
         "sample_every": 250,
         "checkpoint_every": 250,
         "keep_checkpoints": 2,
+        "best": config_dict.placeholder(str),  # a metric, such as eval/f1: the parameters that are best by it are kept
+        "average": 1,  # the parameters at the end are the mean of those of so many last checkpoints
+        "export": True,  # write them to the workdir's folder `model`, as a Hugging Face checkpoint
+    })
+    config.eval = ConfigDict({
+        "max_items": config_dict.placeholder(int),  # the first so many only
+        "max_new_tokens": 64,  # of what a model writes to be judged; the beams that it searches with; texts at a time
+        "num_beams": 1,
+        "batch_size": 32,
     })
     config.sample = ConfigDict({"prompt": "\n", "num_tokens": 200, "temperature": 0.8})
     config.placement = "mesh"  # mesh (one device and up), or pmap
@@ -64,15 +95,24 @@ def default_config(preset: str = "gpt2-124m", **model_changes: object) -> Config
     config.precision = config_dict.placeholder(str)  # of matrix products: default, high, highest
     config.attention = "auto"
     config.remat = config_dict.placeholder(str)  # full, dots
-    config.init_from = config_dict.placeholder(str)  # another run's workdir: start from its parameters
-    return config.lock()
+    config.init_from = config_dict.placeholder(str)  # start from the parameters of a run's workdir, or of a checkpoint
+    if checkpoint is not None:
+        config.init_from = config.data.tokenizer = str(checkpoint)
+        config.model.vocab_size = model.config.vocab_size
+    config.lock()
+    for section in (config.data.columns, config.data.mixture):
+        section.unlock()  # their keys are the run's own
+    return config
 
 
-def make_model(config: ConfigDict, vocab_size: int) -> Model:
-    """The configured model, with the tokenizer's vocabulary where the config leaves its size open."""
+def make_model(config: ConfigDict, vocab_size: int, tokenizer: Tokenizer | None = None) -> Model:
+    """The configured model with the objective's head. Where it does not start from a checkpoint it takes the special tokens
+    of the tokenizer, and its vocabulary where the config leaves its size open."""
     fields = {name: value for name, value in config.model.items() if name != "family"}
     fields["vocab_size"] = config.model.vocab_size or vocab_size
-    model = build(config.model.family, fields)
+    if tokenizer is not None and not config.init_from:
+        fields |= {name: token for name, token in _special_tokens(tokenizer).items() if name in fields}
+    model = build(config.model.family, fields, objective_kind(config.objective.name).head)
     if model.config.vocab_size < vocab_size:
         raise InputError(
             f"model.vocab_size is {model.config.vocab_size}, but the tokenizer has {vocab_size} tokens: "
@@ -81,16 +121,32 @@ def make_model(config: ConfigDict, vocab_size: int) -> Model:
     return model
 
 
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """By the model's names for them. A decoder starts from the padding token, as T5's does, or else from the end of a text."""
+    start = tokenizer.end_of_text if tokenizer.pad is None else tokenizer.pad
+    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.end_of_text, "pad_token": tokenizer.pad}
+    return tokens if start is None else tokens | {"decoder_start_token": start}
+
+
 def check_config(config: ConfigDict) -> None:
     """Raise InputError for values that cannot be, before anything is built."""
     positive = [("data", "max_len"), ("data", "batch_size"), ("data", "shards"), ("train", "num_steps"),
-                ("train", "micro_batches"), ("train", "keep_checkpoints")]
+                ("train", "micro_batches"), ("train", "keep_checkpoints"), ("train", "average"),
+                ("eval", "max_new_tokens"), ("eval", "num_beams"), ("eval", "batch_size")]
     for section, key in positive:
         if config[section][key] < 1:
             raise InputError(f"{section}.{key} is {config[section][key]}, it must be 1 or more")
     for key in ("eval_every", "sample_every", "checkpoint_every"):
         if config.train[key] < 0:
             raise InputError(f"train.{key} is {config.train[key]}, it must be 0 (never) or more")
+    if config.lora.rank < 0:
+        raise InputError(f"lora.rank is {config.lora.rank}, it must be 0 (no adapter) or more")
+    if config.train.average > config.train.keep_checkpoints:
+        raise InputError(
+            f"train.average is {config.train.average}, and train.keep_checkpoints {config.train.keep_checkpoints}: keep as many"
+        )
+    if config.train.best and config.train.average > 1:
+        raise InputError("train.best and train.average both choose the parameters at the end: leave one of them out")
     if config.data.batch_size % config.train.micro_batches:
         raise InputError(
             f"data.batch_size {config.data.batch_size} cannot be cut into train.micro_batches "
@@ -100,6 +156,15 @@ def check_config(config: ConfigDict) -> None:
         raise InputError(f"data.max_len {config.data.max_len} is more than model.max_len {config.model.max_len}")
     if not 0.0 <= config.data.eval_fraction < 1.0:
         raise InputError(f"data.eval_fraction is {config.data.eval_fraction}, it must lie in [0, 1)")
+
+
+def _model_of(checkpoint: str, changes: dict[str, object]) -> Model:
+    """The architecture of a checkpoint, with some of its fields changed."""
+    from flaxllm.pretrained.checkpoint import open_checkpoint
+    from flaxllm.pretrained.load import model_of
+
+    model = model_of(open_checkpoint(checkpoint))
+    return build(model.family, vars(model.config) | changes, head=None)
 
 
 def _with_placeholders(model_config: object) -> dict:

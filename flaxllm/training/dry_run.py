@@ -8,6 +8,7 @@ fifth of it.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxllm.console import lead_console, scaled, show_table, text_table
+from flaxllm.data import with_segments
 from flaxllm.errors import InputError
 from flaxllm.nn import LAYERS, Context, Param, flatten, unflatten
 from flaxllm.objectives import Objective
@@ -27,9 +29,10 @@ from flaxllm.parallel import MESH_AXES, parse_mesh, tree_shardings
 from flaxllm.parallel.mesh import ACTIVATION_RULES, param_spec
 from flaxllm.training.config import check_config
 from flaxllm.training.setup import check_choices, make_context, make_recipe, vocabulary_size
-from flaxllm.training.state import make_state
+from flaxllm.training.trained import FROZEN
 
 _LOGIT_ARRAYS = 3
+_PREDICTED = ("targets", "masked_tokens")  # the ends of the names of arrays of tokens that are told by a vocabulary's logits
 
 
 class Plan(NamedTuple):
@@ -64,18 +67,21 @@ def make_plan(config: ConfigDict) -> Plan:
     """
     check_config(config)
     check_choices(config)
-    model, tree, objective, _, optimizer = make_recipe(config, vocabulary_size(config))
+    recipe = make_recipe(config, vocabulary_size(config))
+    model, objective, tree = recipe.model, recipe.objective, recipe.model.param_specs()
     specs, mesh = flatten(tree), _mesh(config)
     micro_batches, length = config.train.micro_batches, config.data.max_len
     rows = _rows_on_device(config.data.batch_size, mesh, micro_batches)
-    state = jax.eval_shape(lambda: make_state(model.init, optimizer, config.seed))
+    state = jax.eval_shape(lambda: recipe.make_state(config.seed))
     ctx = make_context(config, rules=None)  # what is traced is one device's share
-    batch = _abstract_batch(objective, rows, length)
+    batch = _abstract_batch(objective, rows)
     saved = _saved_bytes(specs, mesh, objective, batch, ctx)
     without_remat = _saved_bytes(specs, mesh, objective, batch, ctx.replace(remat=None)) if ctx.remat else saved
     num_layers = max(param.shape[0] for param in specs.values() if param.axes[:1] == (LAYERS,))
-    logits = 4 * rows * length * _vocabulary_in_use(specs, mesh) // mesh.shape["sequence"]
-    logits = min(logits, config.objective.max_logit_bytes)
+    targets = sum(len(row) for name, row in objective.empty_row.items() if name.endswith(_PREDICTED))
+    logits = 4 * rows * targets * _vocabulary_in_use(specs, mesh) // mesh.shape["sequence"]
+    logits = min(logits, config.objective.get("max_logit_bytes", logits))
+    stored = partial(_stored_bytes, specs=recipe.trained.state_specs, mesh=mesh)
     # The backward pass is twice the forward one, which full remat does a second time.
     passes = 4.0 if config.remat == "full" else 3.0
     return Plan(
@@ -85,10 +91,10 @@ def make_plan(config: ConfigDict) -> Plan:
         logits=logits,
         flops=passes * model.matmul_flops(config.data.batch_size * length, length),
         memory={
-            "parameters": _stored_bytes(state.params, tree, mesh),
-            "optimizer state": _stored_bytes(state.opt_state, tree, mesh),
+            "parameters": stored({"params": state.params, FROZEN: state.frozen}),
+            "optimizer state": stored(state.opt_state),
             # The sum over micro-batches stands beside the gradient that is added to it.
-            "gradients": _stored_bytes(state.params, tree, mesh) * (1 if micro_batches == 1 else 2),
+            "gradients": stored(state.params) * (1 if micro_batches == 1 else 2),
             "saved activations": saved,
             "working set": max(_LOGIT_ARRAYS * logits, (2 * without_remat - saved) // num_layers),
         },
@@ -139,10 +145,9 @@ def _vocabulary_in_use(specs: dict[str, Param], mesh: AbstractMesh) -> int:
     return max(_shape_in_use(table, mesh)[table.axes.index("vocab")] for table in tables)
 
 
-def _abstract_batch(objective: Objective, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    example = objective.example(np.zeros(objective.piece_len, np.int32), np.random.default_rng(0))
-    dtypes = {name: x.dtype for name, x in example.items()} | {"segments": np.int32, "positions": np.int32}
-    batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
+def _abstract_batch(objective: Objective, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    row = with_segments(dict(objective.empty_row))
+    batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in row.items()}
     return batch | {"row": jax.ShapeDtypeStruct((rows,), np.int32)}
 
 
@@ -161,14 +166,15 @@ def _saved_bytes(
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     jaxpr = jax.make_jaxpr(kept)(unflatten(params), batch, key).jaxpr
-    logits = (*batch["tokens"].shape, _vocabulary_in_use(specs, mesh))
+    vocabulary = _vocabulary_in_use(specs, mesh)
+    logits = [(*x.shape, vocabulary) for name, x in batch.items() if name.endswith(_PREDICTED)]
     inputs = {id(x) for x in jaxpr.invars}  # the parameters and the batch, which are there anyway
     arrays = {id(x): x.aval for x in jaxpr.outvars if id(x) not in inputs}
     copies = {_one_layer(param, _shape_in_use(param, mesh)): _stored_parts(param, mesh) for param in specs.values()}
     return sum(
         x.size * x.dtype.itemsize // copies.get(x.shape, copies.get((LAYERS, *x.shape[1:]), mesh.shape["sequence"]))
         for x in arrays.values()
-        if x.shape != logits
+        if x.shape not in logits
     )
 
 

@@ -21,6 +21,7 @@ from flaxllm.training.config import default_config
 from flaxllm.training.overrides import dotted_keys
 
 _MODULE = "flaxllm_experiment"
+_FREE = ("model.", "data.columns.", "data.mixture.")  # the sections whose keys depend on the run
 
 
 class Experiment(NamedTuple):
@@ -122,9 +123,11 @@ def _check_config(config: object, path: Path) -> None:
             f"get_config() of {path} returned a {type(config).__name__}, where a ConfigDict was expected: "
             "start from flaxllm.default_config()"
         )
+    objective = config.get("objective", {}).get("name", "causal-lm")
+    with errors_of(path):
+        default = default_config(objective=objective)
     wanted, found = (
-        {key for key in dotted_keys(tree) if key == "model.family" or not key.startswith("model.")}
-        for tree in (default_config(), config)
+        {key for key in dotted_keys(tree) if key == "model.family" or not key.startswith(_FREE)} for tree in (default, config)
     )
     for key in sorted(wanted - found):
         raise InputError(f"the config of {path} lacks {key}: start from flaxllm.default_config()")

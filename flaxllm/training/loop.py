@@ -1,6 +1,6 @@
 """The training loop."""
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,25 +9,31 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxllm import nn
-from flaxllm.console import lead_console, say
+from flaxllm.console import lead_console, say, show_table, text_table
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
-from flaxllm.training.evaluation import bits_per_byte, evaluate
+from flaxllm.training.evaluation import evaluate_run, in_words
 from flaxllm.training.experiment import make_workdir
+from flaxllm.training.outcome import BEST_FOLDER, Best, conclude
+from flaxllm.training.overrides import with_changes
 from flaxllm.training.progress import Progress, peak_flops
 from flaxllm.training.record import write_record
-from flaxllm.training.resume import gather_states, restore_or_start
-from flaxllm.training.samples import write_sample
+from flaxllm.training.resume import fingerprint, gather_states, restore_or_start, restore_trained
+from flaxllm.training.samples import write_sample, writes
 from flaxllm.training.setup import Run, make_run
+from flaxllm.training.starting import CHECKPOINTS_FOLDER
 from flaxllm.training.state import TrainState
 from flaxllm.training.stopping import STOPPED_BY_SIGNAL, check_finite, check_params_finite, stop_requests
+from flaxllm.training.trained import FROZEN
 from flaxllm.training.writers import METRICS_FILE, MetricWriter, plot_loss, read_metrics
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Train as the config says, in `workdir`, and return the metrics of the last step.
 
-    A workdir that holds a checkpoint is resumed from it, to the same numbers as if never interrupted.
+    A workdir that holds a checkpoint is resumed from it, to the same numbers as if never interrupted. At the end the model
+    is written to the workdir's folder `model`, with the parameters that were best, or the mean of the last ones, where the
+    config says so; `result.json` has the metrics of these.
 
     Raises:
       InputError: something in the config, the data or the workdir cannot be used.
@@ -38,21 +44,23 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     workdir = make_workdir(workdir)
     leads = jax.process_index() == 0
     console = lead_console()
-    run = make_run(config)
+    report = partial(say, console)
+    run = make_run(config, report)
     with (
         closing(run.stream),
-        Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir / CHECKPOINTS_FOLDER, keep=config.train.keep_checkpoints) as checkpoints,
+        Best(workdir / BEST_FOLDER, config.train.best) if config.train.best else nullcontext() as best,
     ):
-        state, step = restore_or_start(config, run, checkpoints, partial(say, console))
+        state, step = restore_or_start(config, run, checkpoints, report)
         if leads:
-            write_record(workdir, config, run.split.fingerprint)
+            write_record(workdir, config, run.fingerprint)
             run.tokenizer.save(workdir)
         with (
             MetricWriter(workdir if leads else None, step) as writer,
             Progress(config.train.num_steps, step, *_speeds(config, run), console=console) as progress,
             stop_requests() as stop_requested,
         ):
-            outputs = Outputs(config, run, checkpoints, writer, progress, list(nn.flatten(state.params)))
+            outputs = Outputs(config, run, checkpoints, best, writer, progress, list(nn.flatten(state.params)))
             while step < config.train.num_steps:
                 state, metrics = run.train_step(state, run.placement.batch(next(run.stream)))
                 step += 1
@@ -63,10 +71,40 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 if stop_requested(step):
                     outputs.stop(step, state)
             outputs.finish_pending()
-    if leads:
-        plot_loss(workdir)
-        return outputs.last_metrics or _last_recorded(workdir)
-    return outputs.last_metrics
+        if leads:
+            plot_loss(workdir)
+        metrics = outputs.last_metrics or (_last_recorded(workdir) if leads else {})
+        if config.train.export or best or config.train.average > 1:
+            conclude(config, run, state, checkpoints, best, workdir, metrics, report)
+    return metrics
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Judge the parameters that `train` ends with, from the checkpoints in `workdir`, by all that is held out; print the
+    metrics, write them to `result.json`, and return them. Nothing is trained.
+
+    Raises:
+      InputError: something in the config, the data or the workdir cannot be used.
+    """
+    check_config(config)
+    workdir = make_workdir(workdir)
+    console = lead_console()
+    report = partial(say, console)
+    config = with_changes(config, {"train.export": False})
+    run = make_run(config, report)
+    with (
+        closing(run.stream),
+        Checkpoints(workdir / CHECKPOINTS_FOLDER, keep=config.train.keep_checkpoints) as checkpoints,
+        Best(workdir / BEST_FOLDER, config.train.best) if config.train.best else nullcontext() as best,
+    ):
+        state, _ = restore_trained(config, run, checkpoints, report)
+        metrics = conclude(config, run, state, checkpoints, best, workdir, {}, report)
+    table = text_table("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("eval/"), f"{value:.4f}")
+    show_table(console, table)
+    return metrics
 
 
 @dataclass
@@ -76,6 +114,7 @@ class Outputs:
     config: ConfigDict
     run: Run
     checkpoints: Checkpoints
+    best: Best | None
     writer: MetricWriter
     progress: Progress
     paths: list[str]
@@ -104,11 +143,13 @@ class Outputs:
         """Evaluate, sample and save where the config asks for it at this step, and after the last."""
         if self._due("eval_every", step):
             with self.progress.paused("evaluating"):
-                metrics = self._evaluate(state)
+                metrics = evaluate_run(self.config, self.run, state)
             self.finish_pending(metrics)
             if metrics:
-                self.progress.note(f"step {step}: eval loss {metrics['eval/loss']:.4f}")
-        if self._due("sample_every", step):
+                self.progress.note(f"step {step}: {in_words(metrics)}")
+            if metrics and self.best is not None and self.best.offer(step, state.params, metrics):
+                self.progress.note(f"step {step} is the best by {self.config.train.best}")
+        if self._due("sample_every", step) and writes(self.run.model):
             self.finish_pending()
             with self.progress.paused("sampling"):
                 text = self._sample(state, step)
@@ -125,10 +166,12 @@ class Outputs:
             metadata = {
                 "config": self.config.to_dict(),
                 "data": gather_states(self.run.stream.state()),
-                "data_fingerprint": self.run.split.fingerprint,
+                "data_fingerprint": self.run.fingerprint,
                 "tokenizer": self.run.tokenizer.fingerprint,
             }
-            self.checkpoints.save(step, self.run.placement.gather(state), metadata)
+            if state.frozen is not None:
+                metadata[FROZEN] = fingerprint(self.run.placement.gather(state.frozen))
+            self.checkpoints.save(step, self.run.placement.gather(state.replace(frozen=None)), metadata)
 
     def stop(self, step: int, state: TrainState) -> None:
         """Save and leave with the exit code of a stopped process, so that a scheduler starts the run again."""
@@ -142,18 +185,10 @@ class Outputs:
         every = self.config.train[key]
         return bool(every) and (step % every == 0 or step == self.config.train.num_steps)
 
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        run = self.run
-        terms = evaluate(run.eval_step, state.params, run.eval_batches(), run.placement)
-        if not terms:
-            return {}
-        metrics = {f"eval/{name}": term.sum / term.weight for name, term in terms.items()}
-        return metrics | {"eval/bits_per_byte": bits_per_byte(terms["cross_entropy"].sum, run.split.eval.num_bytes)}
-
     def _sample(self, state: TrainState, step: int) -> str:
         run = self.run
         key = jax.random.fold_in(jax.random.PRNGKey(self.config.seed), step)
-        params = run.placement.gather(state.params)
+        params = run.trained.merge(run.placement.gather(state.params), run.placement.gather(state.frozen))
         return write_sample(run.model, params, run.tokenizer, self.config.sample, key, run.ctx)
 
 

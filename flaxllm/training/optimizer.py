@@ -1,13 +1,15 @@
 """Optax optimizers and schedules from config; what each tensor is (matrix, table, bias) comes from its specification.
 
 Weight decay is decoupled and scaled by the learning rate for every optimizer (Loshchilov and Hutter 2019), and acts on
-matrices and lookup tables only.
+matrices and lookup tables only. What is frozen has no state and never changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -15,8 +17,11 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.nn import LAYERS, Param, map_specs
+from flaxllm.nn.patterns import matching
 
 Schedule = Callable[[Array | int], Array]
+
+TRAINED, FROZEN = "trained", "frozen"
 
 
 def make_schedule(config: ConfigDict, num_steps: int) -> Schedule:
@@ -50,15 +55,94 @@ def make_schedule(config: ConfigDict, num_steps: int) -> Schedule:
 def make_optimizer(config: ConfigDict, schedule: Schedule, specs: dict) -> optax.GradientTransformation:
     """The named optimizer for parameters of these specifications, with gradients clipped to `clip_norm` (0: never).
 
+    Parameters whose paths match one of the patterns of `freeze` stay as they are: they have no state, and the norm that is
+    clipped is that of the others' gradients. `layer_decay` is as for `layer_factors`.
+
     Raises:
-      InputError: an unknown optimizer.
+      InputError: an unknown optimizer, a pattern that matches nothing or leaves nothing, or a `layer_decay` that is none.
     """
     if config.name not in OPTIMIZERS:
         raise InputError(f"unknown optimizer.name {config.name!r}: {did_you_mean(config.name, OPTIMIZERS)}")
-    optimizer = OPTIMIZERS[config.name](config, schedule, specs)
-    # One structure of the state with and without clipping, so that a run can change it when it resumes.
+    labels = _labels(specs, config.get("freeze", ()))
+    layer_decay = config.get("layer_decay", 1.0)
+    trained, factors = (_trained(labels, tree) for tree in (specs, layer_factors(specs, layer_decay)))
+    # One structure of the state with and without each, so that a run can change them when it resumes.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, optimizer)
+    by_layer = _times(factors) if layer_decay < 1.0 else optax.identity()
+    optimizer = optax.chain(clip, OPTIMIZERS[config.name](config, schedule, trained), by_layer)
+    if FROZEN not in jax.tree.leaves(labels):
+        return optimizer
+    return optax.partition({TRAINED: optimizer, FROZEN: optax.set_to_zero()}, labels)
+
+
+def layer_factors(specs: dict, layer_decay: float) -> dict:
+    """What each tensor's learning rate is multiplied by (Clark et al. 2020, appendix B; counted as in Bao et al. 2022's code).
+
+    In layer l (from 0) of L it is `layer_decay ** (L - l)`, in embeddings `layer_decay ** (L + 1)`, and elsewhere 1: in a head, a
+    pooler, a last norm, a bias that all layers share. For a stacked tensor it is an array along its layers. An encoder and a
+    decoder are each counted from their own top, as every layer of the decoder reads the encoder's last; L is then the greater.
+
+    Raises:
+      InputError: `layer_decay` is not above 0 and at most 1.
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise InputError(f"optimizer.layer_decay is {layer_decay}: expected a number above 0 and at most 1 (for none)")
+    places, structure = _places(specs)
+    depths: dict[str, int] = {}
+    for place in places:
+        if place.stack is not None:
+            last = place.param.shape[0] - 1 if place.layer is None else place.layer
+            depths[place.stack] = max(depths.get(place.stack, 0), last + 1)
+
+    def factor(place: _Place) -> float | np.ndarray:
+        if place.path.startswith("embedding/"):
+            return layer_decay ** (max(depths.values(), default=0) + 1)
+        if place.stack is None:
+            return 1.0
+        depth = depths[place.stack]
+        if place.layer is not None:
+            return layer_decay ** (depth - place.layer)
+        return (layer_decay ** np.arange(depth, 0, -1)).reshape(-1, *[1] * (len(place.param.shape) - 1))
+
+    return jax.tree.unflatten(structure, map(factor, places))
+
+
+class _Place(NamedTuple):
+    """Where a tensor is. `path` has no layer's number in it; `stack` is what comes before the layers in it, None outside of
+    them; `layer` is its number where layers are apart."""
+
+    path: str
+    param: Param
+    stack: str | None
+    layer: int | None
+
+
+def _places(specs: dict) -> tuple[list[_Place], jax.tree_util.PyTreeDef]:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, Param))
+    places = []
+    for keys, param in leaves:
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        layer = next((key.idx for key in keys if isinstance(key, jax.tree_util.SequenceKey)), None)
+        stack = "/".join(names[: names.index(LAYERS)]) if LAYERS in names else None
+        places.append(_Place("/".join(names), param, stack, layer))
+    return places, structure
+
+
+def _labels(specs: dict, freeze: Iterable[str]) -> dict:
+    """Whether each tensor is trained or frozen."""
+    places, structure = _places(specs)
+    frozen = matching(freeze, {place.path for place in places}, "optimizer.freeze")
+    if all(place.path in frozen for place in places):
+        raise InputError("optimizer.freeze matches every parameter: leave something to train")
+    return jax.tree.unflatten(structure, [FROZEN if place.path in frozen else TRAINED for place in places])
+
+
+def _times(factors: dict) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda f, x: (f * x).astype(x.dtype), factors, updates))
+
+
+def _trained(labels: dict, tree: dict) -> dict:
+    return jax.tree.map(lambda label, x: x if label == TRAINED else optax.MaskedNode(), labels, tree)
 
 
 def decay_mask(specs: dict) -> dict:

@@ -1,20 +1,21 @@
 """Where a run starts: its own last good checkpoint, else the parameters of another run, else afresh."""
 
+import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from flaxllm.errors import InputError
-from flaxllm.training.checkpoint import Checkpoints
+from flaxllm.training.checkpoint import Checkpoints, describe
+from flaxllm.training.gathering import of_all_processes
 from flaxllm.training.record import check_fingerprint, compare_configs
 from flaxllm.training.setup import Run
-from flaxllm.training.state import TrainState
+from flaxllm.training.starting import params_at
+from flaxllm.training.state import TrainState, keys
+from flaxllm.training.trained import FROZEN
 
 Report = Callable[[str], None]
 
@@ -25,56 +26,53 @@ def restore_or_start(config: ConfigDict, run: Run, checkpoints: Checkpoints, rep
     Raises:
       InputError: the checkpoint belongs to another model or other data, or there is nothing at `init_from`.
     """
+    shapes = jax.eval_shape(run.make_state)
+    start = None if shapes.frozen is None else start_of(config, run, report)
 
     def accept(metadata: dict) -> None:
         changes = compare_configs(metadata["config"], config.to_dict())
-        check_fingerprint(metadata["data_fingerprint"], run.split.fingerprint)
+        check_fingerprint(metadata["data_fingerprint"], run.fingerprint)
+        if shapes.frozen is not None and metadata[FROZEN] != fingerprint(run.placement.gather(start.frozen)):
+            raise InputError(f"init_from {config.init_from!r} changed since this workdir's checkpoint: restore what it was")
         for line in changes:
             report(f"changed since the checkpoint: {line}")
 
-    shapes = jax.eval_shape(run.make_state)
-    restored = checkpoints.restore(run.placement.abstract(shapes), accept, report)
+    restored = checkpoints.restore(run.placement.abstract(shapes.replace(frozen=None)), accept, report)
     if restored is not None:
         step, state, metadata = restored
         run.stream.restore(metadata["data"])
         report(f"resumed from step {step}")
-        return run.placement.place(state), step
+        return run.placement.place(state).replace(frozen=None if start is None else start.frozen), step
+    return start_of(config, run, report) if start is None else start, 0
+
+
+def start_of(config: ConfigDict, run: Run, report: Report) -> TrainState:
+    """The placed state before the first step: with the parameters at `init_from`, else with those that are drawn."""
     state = run.placement.create(run.make_state)
-    if config.init_from:
-        params = _params_of(Path(config.init_from).expanduser(), run, shapes, report)
-        state = state.replace(params=run.placement.place(params))
-    return state, 0
+    if not config.init_from:
+        return state
+    params = params_at(config.init_from, run.model, run.tokenizer, run.placement, report)
+    trained, frozen = run.trained.split(params, keys(config.seed)[0])
+    placed = run.placement.place({"params": trained, FROZEN: frozen})
+    return state.replace(params=placed["params"], frozen=placed[FROZEN])
 
 
-def _params_of(workdir: Path, run: Run, shapes: TrainState, report: Report) -> dict:
-    """The parameters of another run's last good checkpoint."""
+def restore_trained(config: ConfigDict, run: Run, checkpoints: Checkpoints, report: Report) -> tuple[TrainState, int]:
+    """The state of a run that has a checkpoint, for evaluation.
 
-    def accept(metadata: dict) -> None:
-        if metadata["tokenizer"] != run.tokenizer.fingerprint:
-            raise InputError(
-                f"init_from {str(workdir)!r} was trained with another tokenizer, so its token ids mean other text: set "
-                f"data.tokenizer to {str(workdir.absolute() / 'tokenizer.json')!r}"
-            )
+    Raises:
+      InputError: there is none, or it belongs to another model.
+    """
+    if not checkpoints.steps():
+        raise InputError("this workdir holds no checkpoint to evaluate: train first, by the same command without --mode=eval")
+    return restore_or_start(config, run, checkpoints, report)
 
-    directory = workdir.absolute() / "checkpoints"
-    if not directory.is_dir():
-        raise InputError(f"init_from {str(workdir)!r} is not a run's workdir: it holds no folder 'checkpoints'")
-    with Checkpoints(directory, keep=None) as checkpoints:
-        wanted = run.placement.abstract({"params": shapes.params})
-        restored = checkpoints.restore(wanted, accept, report)
-    if restored is None:
-        raise InputError(f"init_from {str(workdir)!r} holds no checkpoint that is whole: name another run's workdir")
-    step, parts, _ = restored
-    report(f"started from the parameters of {workdir}, step {step}")
-    return parts["params"]
+
+def fingerprint(tree: Any) -> str:
+    """A digest of all arrays of a tree."""
+    return hashlib.sha256(json.dumps(describe(tree), sort_keys=True).encode()).hexdigest()
 
 
 def gather_states(own: dict[str, Any]) -> dict[str, Any]:
     """The data states of all processes, each of which knows its own shards."""
-    if jax.process_count() == 1:
-        return own
-    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.array(len(text))).max())
-    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
-    states = [json.loads(row.tobytes()) for row in np.asarray(multihost_utils.process_allgather(padded))]
-    return {shard: state for part in states for shard, state in part.items()}
+    return {shard: state for part in of_all_processes(own) for shard, state in part.items()}

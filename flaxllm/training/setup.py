@@ -1,6 +1,6 @@
 """From a config to the pieces of a run: data, model, objective, placement and compiled steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,16 +9,20 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from flaxllm import data, nn
+from flaxllm import data, metrics, nn
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.models import Model
 from flaxllm.nn import Context, Rules
-from flaxllm.objectives import OBJECTIVES, Objective
+from flaxllm.objectives import Objective, objective_kind
 from flaxllm.parallel import Placement, make_mesh, mesh_placement, pmap_placement
 from flaxllm.training.config import make_model
+from flaxllm.training.evaluation import EvalSet, make_eval_set
 from flaxllm.training.optimizer import Schedule, make_optimizer, make_schedule
-from flaxllm.training.state import TrainState, make_state
+from flaxllm.training.reading import Part, Reading, Source, make_items, make_tokenizer, read_data
+from flaxllm.training.starting import params_at
+from flaxllm.training.state import TrainState, keys, make_state
 from flaxllm.training.step import eval_step, train_step
+from flaxllm.training.trained import Trained, what_is_trained
 
 CHOICES = {
     "placement": ("mesh", "pmap"),
@@ -33,59 +37,108 @@ class Recipe(NamedTuple):
     """What is trained, on what loss and how: a run without its data and its devices."""
 
     model: Model
-    specs: dict
+    trained: Trained
     objective: Objective
     schedule: Schedule
     optimizer: optax.GradientTransformation
+
+    @property
+    def specs(self) -> dict:
+        return self.trained.specs
+
+    def make_state(self, seed: int) -> TrainState:
+        return make_state(self.model.init, self.optimizer, seed, self.trained.split)
 
 
 class Run(NamedTuple):
     """All that the loop needs, made once. `make_state()` is the state at step 0, not yet placed."""
 
     tokenizer: data.Tokenizer
-    split: data.Split
+    fingerprint: str
     model: Model
     ctx: Context
     placement: Placement
     schedule: Schedule
+    trained: Trained
     make_state: Callable[[], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict]]
-    eval_step: Callable[[Any, Any], dict]
+    eval_step: Callable[[TrainState, Any], tuple[dict, dict]]
     stream: data.Stream
-    eval_batches: Callable[[], Iterator[dict]]
+    eval_sets: dict[str, EvalSet]
 
 
-def make_run(config: ConfigDict) -> Run:
-    """Build everything a config describes.
+def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Run:
+    """Build everything a config describes; what was left out of the data is reported.
 
     Raises:
       InputError: whatever in the config cannot be.
     """
     check_choices(config)
-    tokenizer, split = make_data(config)
-    model, specs, objective, schedule, optimizer = make_recipe(config, tokenizer.vocab_size)
-    placement = make_placement(config, specs)
+    reading = read_data(config)
+    for sentence in reading.skipped:
+        report(f"left out: {sentence}")
+    recipe = make_recipe(config, reading.tokenizer.vocab_size, reading.tokenizer)
+    placement = make_placement(config, recipe.trained.state_specs)
     ctx = make_context(config, placement.rules)
-    parts = {"objective": objective, "ctx": ctx, "reduce": placement.reduce}
-    train = partial(train_step, optimizer=optimizer, micro_batches=config.train.micro_batches, **parts)
+    objective = recipe.objective
+    steps = {"ctx": ctx, "reduce": placement.reduce, "assemble": recipe.trained.assemble}
+    train = partial(
+        train_step, objective=objective, optimizer=recipe.optimizer, micro_batches=config.train.micro_batches, **steps
+    )
     rows = placement.local_rows(config.data.batch_size)
-    layout = {"batch_size": config.data.batch_size, "max_len": config.data.max_len, "rows": rows, "seed": config.seed}
-    train_pieces, eval_pieces = (data.Pieces(side, objective.piece_len) for side in (split.train, split.eval))
+    layout = {"batch_size": config.data.batch_size, "rows": rows, "seed": config.seed}
+
+    start = None
+    if objective.prepare:  # a copy of its own: this is before there is a state
+        start = recipe.model.init(keys(config.seed)[0])
+        if config.init_from:
+            start = params_at(config.init_from, recipe.model, reading.tokenizer, placement, report)
+
+    def items_of(part: Part, source: Source) -> Sequence[Any]:
+        items = make_items(objective, source, part.settings.malformed, report)
+        return objective.prepare(start, items) if objective.prepare else items
+
+    def eval_set(part: Part) -> EvalSet:
+        metric = part.settings.get("metric")
+        judged = make_objective(config, recipe.model, reading.tokenizer, metric=metric) if metric else objective
+        items = items_of(part, part.eval) if _holds_any(part.eval) else []
+        if len(items) and judged.judge and judged.judge.library:
+            metrics.library(judged.judge.library)  # or say so now, and not at the first evaluation
+        text_bytes = part.eval.num_bytes if objective.tells_all else None
+        return make_eval_set(items, objective, judged.judge, text_bytes, config.eval.max_items, layout)
+
+    parts = [items_of(part, part.train) for part in reading.parts.values()]
+    items = parts[0] if len(parts) == 1 else data.Mixture(parts, _rates(config, reading, [len(part) for part in parts]))
     return Run(
-        tokenizer=tokenizer,
-        split=split,
-        model=model,
+        tokenizer=reading.tokenizer,
+        fingerprint=reading.fingerprint,
+        model=recipe.model,
         ctx=ctx,
         placement=placement,
-        schedule=schedule,
-        make_state=lambda: make_state(model.init, optimizer, config.seed),
+        schedule=recipe.schedule,
+        trained=recipe.trained,
+        make_state=lambda: recipe.make_state(config.seed),
         train_step=placement.compile(train, returns_state=True),
-        eval_step=placement.compile(partial(eval_step, **parts), returns_state=False),
-        stream=data.train_stream(train_pieces, objective.example, shards=config.data.shards, **layout),
-        eval_batches=lambda: (
-            data.eval_batches(eval_pieces, objective.example, **layout) if len(eval_pieces) else iter(())
+        eval_step=placement.compile(partial(eval_step, objective=objective, **steps), returns_state=False),
+        stream=data.train_stream(
+            items, objective.example, objective.empty_row, shards=config.data.shards, pack=objective.packs, **layout
         ),
+        eval_sets={name: eval_set(part) for name, part in reading.parts.items()},
     )
+
+
+def _holds_any(source: Source) -> bool:
+    return len(source) > 0 if isinstance(source, list) else len(source.spans) > 0
+
+
+def _rates(config: ConfigDict, reading: Reading, sizes: list[int]) -> list[float]:
+    """Each part's share of what is trained on: its own rate where it has one (then all must), else by its size."""
+    own = [part.settings.get("rate") for part in reading.parts.values()]
+    if any(rate is not None for rate in own):
+        if None in own:
+            raise InputError("some parts of data.mixture have a rate and some have none: give all of them one, or none")
+        return own
+    return data.mixing_rates(sizes, config.data.mixture_limit, config.data.mixture_temperature)
 
 
 def check_choices(config: ConfigDict) -> None:
@@ -101,45 +154,30 @@ def check_choices(config: ConfigDict) -> None:
         )
 
 
-def make_recipe(config: ConfigDict, vocab_size: int) -> Recipe:
-    """The part of a run that its config and the number of tokens decide.
+def make_recipe(config: ConfigDict, vocab_size: int, tokenizer: data.Tokenizer | None = None) -> Recipe:
+    """The part of a run that its config and the number of tokens decide; examples need the tokenizer too.
 
     Raises:
       InputError: whatever in the config cannot be.
     """
-    model = make_model(config, vocab_size)
-    specs = model.param_specs()
-    objective = make_objective(config, model)
+    model = make_model(config, vocab_size, tokenizer)
+    trained = what_is_trained(config, model)
+    objective = make_objective(config, model, tokenizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    return Recipe(model, specs, objective, schedule, make_optimizer(config.optimizer, schedule, specs))
-
-
-def make_data(config: ConfigDict) -> tuple[data.Tokenizer, data.Split]:
-    """The tokenizer, trained if it must be, and its tokens of the text: what is trained on and what is held out."""
-    settings = config.data
-    documents = data.read_documents(settings.source, settings.column)
-    tokenizer = data.make_tokenizer(settings.tokenizer, documents, settings.vocab_size)
-    corpus = data.load_corpus(settings.source, tokenizer, settings.column)
-    return tokenizer, data.split(corpus, settings.holdout, settings.eval_fraction)
+    optimizer = make_optimizer(config.optimizer, schedule, trained.specs)
+    return Recipe(model, trained, objective, schedule, optimizer)
 
 
 def vocabulary_size(config: ConfigDict) -> int:
     """How many tokens the tokenizer will have; the text is read only where the config does not tell."""
     settings = config.data
-    known = settings.vocab_size if settings.tokenizer == "bpe" else config.model.vocab_size
-    if known:
-        return known
-    documents = data.read_documents(settings.source, settings.column)
-    return data.make_tokenizer(settings.tokenizer, documents, settings.vocab_size).vocab_size
+    known = settings.vocab_size if settings.tokenizer in data.TRAINED else config.model.vocab_size
+    return known or make_tokenizer(config).vocab_size
 
 
-def make_objective(config: ConfigDict, model: Model) -> Objective:
-    settings = {key: value for key, value in config.objective.items() if key != "name"}
-    if config.objective.name not in OBJECTIVES:
-        raise InputError(
-            f"unknown objective.name {config.objective.name!r}: {did_you_mean(config.objective.name, OBJECTIVES)}"
-        )
-    return OBJECTIVES[config.objective.name](model, config.data.max_len, **settings)
+def make_objective(config: ConfigDict, model: Model, tokenizer: data.Tokenizer | None, **changes: Any) -> Objective:
+    settings = {key: value for key, value in config.objective.items() if key != "name"} | changes
+    return objective_kind(config.objective.name).make(model, tokenizer, config.data.max_len, **settings)
 
 
 def make_placement(config: ConfigDict, specs: dict) -> Placement:

@@ -14,16 +14,31 @@ from flaxllm.nn import Key
 class TrainState(struct.PyTreeNode):
     """`step` is how many steps were taken; `key` stays as it is, and the randomness of a step is `fold_in(key, step)`.
 
-    The leaves are arrays, or what stands for them: shapes, shardings.
+    `params` are what is trained, `frozen` what the model needs beside them, if only a part is. The leaves are arrays, or
+    what stands for them: shapes, shardings.
     """
 
     step: Any
     params: Any
     opt_state: Any
     key: Any
+    frozen: Any = None
 
 
-def make_state(init: Callable[[Key], dict], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    init_key, step_key = jax.random.split(jax.random.PRNGKey(seed))
+def make_state(
+    init: Callable[[Key], dict],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    split: Callable[[dict, Key], tuple[dict, Any]] | None = None,
+) -> TrainState:
+    """The state before the first step; `split(params, key)` tells what is trained of the initial parameters, all if None."""
+    init_key, step_key = keys(seed)
     params = init(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
+    params, frozen = (params, None) if split is None else split(params, init_key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key, frozen)
+
+
+def keys(seed: int) -> tuple[Key, Key]:
+    """The key of the initial parameters, and that of the steps."""
+    init_key, step_key = jax.random.split(jax.random.PRNGKey(seed))
+    return init_key, step_key

@@ -14,6 +14,12 @@ from flaxllm.objectives.objective import Batch, ratio
 from flaxllm.training.state import TrainState
 
 Reduce = Callable[[Any], Any]
+Assemble = Callable[[Any, Any], dict]
+
+
+def all_trained(params: dict, frozen: None) -> dict:
+    """The model's parameters where all of them are trained."""
+    return params
 
 
 def train_step(
@@ -24,17 +30,19 @@ def train_step(
     ctx: Context,
     micro_batches: int,
     reduce: Reduce,
+    assemble: Assemble = all_trained,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the metrics of the batch under the current one.
 
     The loss is divided by the weights of the whole batch, known before any gradient is taken: gradients then add up
-    over micro-batches and, with `reduce`, over devices, and need no further division.
+    over micro-batches and, with `reduce`, over devices, and need no further division. `assemble` makes the model's
+    parameters of those that are trained and those that are not.
     """
     totals = reduce(objective.weights(batch))
     ctx = ctx.replace(dropout_key=jax.random.fold_in(state.key, state.step))
 
     def loss(params: dict, micro_batch: Batch) -> tuple[Array, dict[str, Term]]:
-        terms = objective.terms(params, micro_batch, ctx.replace(rows=micro_batch["row"]))
+        terms = objective.terms(assemble(params, state.frozen), micro_batch, ctx.replace(rows=micro_batch["row"]))
         return sum(ratio(terms[name].sum, total) for name, total in totals.items()), terms
 
     def accumulate(sums: tuple | None, micro_batch: Batch) -> tuple:
@@ -60,9 +68,19 @@ def train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def eval_step(params: dict, batch: Batch, objective: Objective, ctx: Context, reduce: Reduce) -> dict[str, Term]:
-    """The terms of a batch, without dropout."""
-    return reduce(objective.terms(params, batch, ctx))
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    objective: Objective,
+    ctx: Context,
+    reduce: Reduce,
+    assemble: Assemble = all_trained,
+) -> tuple[dict[str, Term], dict[str, Array]]:
+    """The terms of a batch, without dropout, and for each row what the objective judges a whole set by."""
+    params = assemble(state.params, state.frozen)
+    judge = objective.judge
+    outputs = judge.outputs(params, batch, ctx) if judge and judge.outputs else {}
+    return reduce(objective.terms(params, batch, ctx)), outputs
 
 
 def finite_leaves(tree: dict) -> Bool[Array, "leaves"]:

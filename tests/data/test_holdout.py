@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxllm.data import Documents, byte_level, char_level, split, train_bpe
+from flaxllm.data import Documents, byte_level, char_level, split, split_rows, train_bpe, whole
 from flaxllm.errors import InputError
 
 TEXTS = ["The first one, naïve.", "", "語", "", "the second\n", "and the end", ""]
@@ -172,3 +172,22 @@ def test_a_side_without_a_token_to_predict_is_refused(corpus_in_memory, texts, h
 def test_one_character_and_its_end_are_enough_to_judge_by(corpus_in_memory):
     both = split(corpus_in_memory(["abcdefghij"], byte_level()), "tail", 0.01)
     assert tokens_of(both.eval) == [[ord("j"), 256]]
+
+
+def test_records_are_held_out_by_the_same_rules():
+    train, held_out = split_rows(20, "tail", 0.25)
+    assert train.tolist() == list(range(15)) and held_out.tolist() == list(range(15, 20))
+    train, held_out = split_rows(1000, "documents", 0.2, seed=3)
+    assert sorted([*train, *held_out]) == list(range(1000)) and 150 < len(held_out) < 250
+    longer, _ = split_rows(1500, "documents", 0.2, seed=3)
+    assert longer[: len(train)].tolist() == train.tolist()
+    for arguments, message in (((9, "head", 0.1), "no holdout 'head'"), ((9, "tail", 1.0), "eval_fraction is 1.0")):
+        with pytest.raises(InputError, match=message):
+            split_rows(*arguments)
+
+
+def test_a_corpus_can_be_taken_whole(corpus_in_memory):
+    corpus = corpus_in_memory(["one", "twenty", "3"], byte_level())
+    documents = whole(corpus)
+    assert documents.spans.tolist() == [[corpus.offsets[i], corpus.offsets[i + 1]] for i in range(3)]
+    assert documents.num_bytes == 10

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -34,6 +35,11 @@ def next_token(piece: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndar
     }
 
 
+def empty_row(example=next_token, max_len=MAX_LEN) -> dict[str, np.ndarray]:
+    made = example(RAGGED[0], np.random.default_rng(0))
+    return {key: np.zeros(max_len, np.asarray(value).dtype) for key, value in made.items()}
+
+
 @pytest.fixture
 def stream() -> Iterator:
     """Makes streams and closes them."""
@@ -41,7 +47,7 @@ def stream() -> Iterator:
 
     def make(source=RAGGED, example=next_token, *, batch_size=BATCH, max_len=MAX_LEN, seed=0, shards=2, **options):
         rows = options.pop("rows", (0, batch_size))
-        made.append(train_stream(source, example, batch_size=batch_size, max_len=max_len, seed=seed, shards=shards,
+        made.append(train_stream(source, example, empty_row(example, max_len), batch_size=batch_size, seed=seed, shards=shards,
                                  rows=rows, **options))  # fmt: skip
         return made[-1]
 
@@ -52,7 +58,7 @@ def stream() -> Iterator:
 
 def evaluation(source=RAGGED, example=next_token, *, rows=(0, BATCH), seed=0, pack=True) -> list[dict]:
     return list(
-        eval_batches(source, example, batch_size=BATCH, max_len=MAX_LEN, seed=seed, rows=rows, pack=pack)
+        eval_batches(source, example, empty_row(example), batch_size=BATCH, seed=seed, rows=rows, pack=pack)
     )
 
 
@@ -263,7 +269,8 @@ source = [np.arange(100 * i, 100 * i + 2 + i * 7 % {MAX_LEN}, dtype=np.int32) fo
 def example(piece, rng):
     return {{"tokens": piece[:-1], "noise": rng.integers(1, 2**31, len(piece) - 1, dtype=np.int32)}}
 
-stream = train_stream(source, example, batch_size={BATCH}, max_len={MAX_LEN}, seed=5, shards=2, rows=(0, {BATCH}))
+empty_row = dict.fromkeys(("tokens", "noise"), np.zeros({MAX_LEN}, np.int32))
+stream = train_stream(source, example, empty_row, batch_size={BATCH}, seed=5, shards=2, rows=(0, {BATCH}))
 stream.restore(json.loads(sys.argv[1]))
 for _ in range(10):
     batch = next(stream)
@@ -316,7 +323,7 @@ def test_a_closed_stream_has_no_threads_and_no_batches(stream):
 
 def test_a_stream_that_nobody_holds_stops_its_threads():
     before = set(threading.enumerate())
-    next(train_stream(FULL, next_token, batch_size=8, max_len=MAX_LEN, seed=0, shards=2, rows=(0, 8)))
+    next(train_stream(FULL, next_token, empty_row(), batch_size=8, seed=0, shards=2, rows=(0, 8)))
     assert not set(threading.enumerate()) - before
 
 
@@ -380,15 +387,69 @@ def refused(stream, source, example) -> list[str]:
     return said
 
 
-def test_an_example_that_is_too_long_or_ragged_is_refused(stream):
-    def sometimes(wrong):
-        return lambda piece, rng: wrong if piece[0] == 900 else {"a": piece[:-1], "b": piece[:-1]}
+@PACKED
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"b": np.zeros(MAX_LEN + 1, np.int32)}, "an example has 'b' as int32[13]: expected int32[12] at most"),
+        ({"b": np.zeros(3, np.int64)}, "an example has 'b' as int64[3]: expected int32[12] at most"),
+        ({"b": np.zeros((), np.int32)}, "an example has 'b' as int32[]: expected int32[12] at most"),
+        ({"c": np.zeros(3, np.int32)}, "an example has the arrays tokens, b, c, where tokens, b were expected"),
+    ],
+)
+def test_an_example_that_does_not_fit_its_row_is_refused(stream, pack, wrong, message):
+    def example(piece, rng):
+        fitting = {"tokens": piece[:-1], "b": piece[:-1]}
+        return fitting | wrong if piece[0] == 900 else fitting
 
-    long = {key: np.zeros(MAX_LEN + 1, np.int32) for key in "ab"}
-    ragged = {"a": np.zeros(3, np.int32), "b": np.zeros(4, np.int32)}
-    for wrong, lengths in ((long, "{'a': 13, 'b': 13}"), (ragged, "{'a': 3, 'b': 4}")):
-        expected = f"an example has lengths {lengths}: one length of at most 12 was expected"
-        assert refused(stream, RAGGED, sometimes(wrong)) == [expected] * 4
+    with pytest.raises(InputError, match=re.escape(message)):
+        take(stream(RAGGED, example, pack=pack), 50)
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluation(RAGGED, example, pack=pack)
+
+
+def test_packed_arrays_of_unequal_lengths_are_refused(stream):
+    def example(piece, rng):
+        return {"tokens": piece[:-1], "b": piece[:1] if piece[0] == 900 else piece[:-1]}
+
+    with pytest.raises(InputError, match=r"an example has lengths \{'tokens': 4, 'b': 1\}: one length was expected"):
+        take(stream(RAGGED, example), 50)
+
+
+def pairs(piece: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A source and a target of other lengths."""
+    half = len(piece) // 2
+    return {"tokens": piece[:half], "decoder_tokens": piece[half:], "decoder_targets": piece[half:] + 1}
+
+
+def test_a_source_and_its_target_are_packed_together(stream):
+    room = {"tokens": np.zeros(20, np.int32), **dict.fromkeys(("decoder_tokens", "decoder_targets"), np.zeros(16, np.int32))}
+    source = [piece for piece in RAGGED if len(piece) > 3]
+    found = {}
+    for batch in eval_batches(source, pairs, room, batch_size=BATCH, seed=0, rows=(0, BATCH)):
+        np.testing.assert_array_equal(batch["decoder_targets"], batch["decoder_tokens"] + (batch["decoder_segments"] > 0))
+        for row in range(BATCH):
+            for number in range(1, batch["segments"][row].max() + 1):
+                sides = [batch[f"{p}tokens"][row][batch[f"{p}segments"][row] == number] for p in ("", "decoder_")]
+                positions = [batch[f"{p}positions"][row][batch[f"{p}segments"][row] == number] for p in ("", "decoder_")]
+                for side, place in zip(sides, positions):
+                    np.testing.assert_array_equal(place, np.arange(len(side)))
+                found[int(sides[0][0])] = np.concatenate(sides)
+            assert batch["segments"][row].max() == batch["decoder_segments"][row].max()
+    assert len(found) == len(source)
+    for piece in source:
+        np.testing.assert_array_equal(found[int(piece[0])], piece)
+
+
+def test_arrays_without_tokens_keep_their_shape(stream):
+    def example(piece, rng):
+        return {"tokens": piece[:3], "label": np.int32(piece[0]), "scores": np.full(2, 0.5, np.float32)}
+
+    room = {"tokens": np.zeros(4, np.int32), "label": np.zeros((), np.int32), "scores": np.zeros(2, np.float32)}
+    batches = list(eval_batches(RAGGED[:9], example, room, batch_size=BATCH, seed=0, rows=(0, BATCH), pack=False))
+    assert [batch["label"].tolist() for batch in batches] == [[100, 200, 300, 400, 500, 600, 700, 800], [900] + [0] * 7]
+    assert batches[1]["scores"].tolist() == [[0.5, 0.5]] + [[0, 0]] * 7
+    assert batches[0]["segments"][0].tolist() == [1, 1, 1, 0][: len(RAGGED[0])] + [0] * (4 - min(4, len(RAGGED[0])))
 
 
 @pytest.mark.parametrize("key", ["segments", "positions", "row"])
@@ -398,4 +459,4 @@ def test_a_key_that_the_batch_fills_is_refused(stream, key):
 
 
 def test_a_source_without_pieces_is_refused(stream):
-    assert all("there is no text to make examples of" in said for said in refused(stream, [], next_token))
+    assert all("there is nothing to make examples of" in said for said in refused(stream, [], next_token))

@@ -11,7 +11,7 @@ from flaxllm.objectives.objective import Term, add_terms
 
 MODEL = build("gpt", dict(vocab_size=30, max_len=16, num_layers=2, num_heads=2, head_dim=8, d_model=16, d_mlp=24))
 PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.PRNGKey(0)))
-OBJECTIVE = causal_lm(MODEL, max_len=16)
+OBJECTIVE = causal_lm(MODEL, None, 16)
 DOCUMENTS = [np.random.default_rng(n).integers(0, 30, n).astype(np.int32) for n in (6, 11, 4, 17)]
 
 
@@ -51,7 +51,7 @@ def test_weights_are_known_before_the_model_runs():
 
 def test_a_smaller_logit_bound_changes_nothing_but_memory():
     batch = rows([[0, 2], [1]])
-    chunked = causal_lm(MODEL, max_len=16, max_logit_bytes=4 * 30 * 2 * 3)
+    chunked = causal_lm(MODEL, None, 16, max_logit_bytes=4 * 30 * 2 * 3)
 
     def value_and_gradient(objective):
         return jax.value_and_grad(lambda p: objective.terms(p, batch, Context())["loss"].sum)(PARAMS)

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from data.frozen_tokenizers import load
+from flaxllm.decoding import buckets
 from flaxllm.models import build
 from flaxllm.serving import embeddings
 from flaxllm.serving.embeddings import Encoder
@@ -60,7 +61,7 @@ def test_base64_has_the_same_numbers(live):
 def test_texts_are_cut_into_parts_that_change_nothing(live, monkeypatch):
     texts = [text + word for text in TEXTS[:2] for word in ("a", "b", "c", "d", "e")]
     whole = live.post("/v1/embeddings", input=texts)["data"]
-    monkeypatch.setattr(embeddings, "_TOKENS_AT_A_TIME", 48)
+    monkeypatch.setitem(buckets.TOKENS_AT_A_TIME, "cpu", 48)
     embeddings._encode.clear_cache()
     parts = live.post("/v1/embeddings", input=texts)["data"]
     np.testing.assert_allclose(*([item["embedding"] for item in data] for data in (whole, parts)), atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from flaxllm import nn
 from flaxllm.errors import InputError
 from flaxllm.nn import Param
-from flaxllm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from flaxllm.training.optimizer import OPTIMIZERS, layer_factors, make_optimizer, make_schedule
 
 DEPTH, WIDTH = 3, 160
 LAYER = {
@@ -117,6 +117,71 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(optimizer_config):
     assert float(optax.global_norm(moved)) == pytest.approx(0.5, rel=1e-3)
 
 
+FREEZE = ("embedding/*", "layers/query/*", "layers/*/scale")
+FROZEN = {"embedding/tokens", "layers/query/kernel", "layers/query/bias", "layers/norm/scale"}
+
+
+def without(tree: dict, paths: set[str]) -> dict:
+    return nn.unflatten({path: x for path, x in nn.flatten(tree).items() if path not in paths})
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_frozen_stays_and_the_rest_is_trained_as_if_alone(name, optimizer_config):
+    optimizer_config.update(name=name, clip_norm=0.5)  # a norm that must not count what is frozen
+    params, gradients = random_like(STACKED, 0), [random_like(STACKED, n) for n in (1, 2)]
+    trained = [without(tree, FROZEN) for tree in (STACKED, params, *gradients)]
+    alone = make_optimizer(optimizer_config, lambda _: 1e-2, trained[0])
+    expected = nn.flatten(steps(alone, trained[1], trained[2:]))
+    optimizer_config.freeze = FREEZE
+    optimizer = make_optimizer(optimizer_config, lambda _: 1e-2, STACKED)
+    got = nn.flatten(steps(optimizer, params, gradients))
+    assert {path for path in got if np.array_equal(got[path], nn.flatten(params)[path])} == FROZEN
+    for path, value in expected.items():
+        np.testing.assert_allclose(got[path], value, rtol=1e-6, atol=1e-7)
+    sizes = [sorted(x.size for x in jax.tree.leaves(o.init(p))) for o, p in ((optimizer, params), (alone, trained[1]))]
+    assert sizes[0] == sizes[1]
+
+
+HEAD = {"out": nn.dense_specs({"embed": WIDTH}, {"classes": 2})}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lower_layers_learn_slower(name, optimizer_config):
+    specs = STACKED | {"head": HEAD}
+    params, gradient = random_like(specs, 0), random_like(specs, 1)
+
+    def first_step(**changes) -> dict:
+        optimizer_config.update(name=name, **changes)
+        return steps(make_optimizer(optimizer_config, lambda _: 1e-2, specs), params, [gradient])
+
+    plain, decayed = first_step(), first_step(layer_decay=0.5)
+    by_layer = np.array([0.5**3, 0.5**2, 0.5], np.float32)
+    factors = {"embedding": lambda x: 0.5**4 * x, "layers": lambda x: np.einsum("l,l...->l...", by_layer, x), "head": lambda x: x}
+    for part, times in factors.items():
+        moves = (jax.tree.map(lambda a, b: np.asarray(a - b), tree[part], params[part]) for tree in (decayed, plain))
+        jax.tree.map(lambda d, p: np.testing.assert_allclose(d, times(p), atol=2e-6), *moves)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layers_apart_are_frozen_and_slowed_as_stacked_ones(name, optimizer_config):
+    optimizer_config.update(name=name, clip_norm=0.5, freeze=("layers/query/*",), layer_decay=0.7)
+    params, gradients = random_like(STACKED, 0), [random_like(STACKED, n) for n in (1, 2)]
+    stacked = steps(make_optimizer(optimizer_config, lambda _: 1e-2, STACKED), params, gradients)
+    separate = steps(make_optimizer(optimizer_config, lambda _: 1e-2, TUPLE), as_tuple(params), map(as_tuple, gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), as_tuple(stacked), separate)
+
+
+def test_each_stack_is_counted_from_its_own_top():
+    norm = {"norm": nn.layer_norm_specs(4)}
+    specs = {"embedding": EMBEDDING, "encoder": {"layers": nn.stack(norm, 2), "relative_bias": EMBEDDING["tokens"]},
+             "decoder": {"layers": nn.stack(norm, 3), "final_norm": norm["norm"]}}  # fmt: skip
+    factors = nn.flatten(layer_factors(specs, 0.5))
+    np.testing.assert_allclose(factors["encoder/layers/norm/scale"].ravel(), [0.25, 0.5])
+    np.testing.assert_allclose(factors["decoder/layers/norm/bias"].ravel(), [0.125, 0.25, 0.5])
+    assert factors["embedding/tokens"] == 0.5**4
+    assert factors["encoder/relative_bias"] == factors["decoder/final_norm/scale"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -140,6 +205,10 @@ def test_schedules_are_their_formulas(name, expected, optimizer_config):
     [
         ({"name": "adamm"}, "unknown optimizer.name 'adamm': did you mean 'adamw'"),
         ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin': did you mean 'cosine'"),
+        ({"freeze": ("layers/query",)}, "optimizer.freeze has 'layers/query', which matches no parameter: did you mean 'layers/"),
+        ({"freeze": ("*",)}, "optimizer.freeze matches every parameter"),
+        ({"layer_decay": 0.0}, "optimizer.layer_decay is 0.0: expected a number above 0"),
+        ({"layer_decay": 1.5}, "optimizer.layer_decay is 1.5"),
         ({"warmup_steps": 101}, "warmup_steps is 101, which must lie between 0 and the run's 100 steps"),
     ],
 )

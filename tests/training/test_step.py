@@ -11,7 +11,7 @@ import pytest
 from flaxllm import nn
 from flaxllm.models import Model
 from flaxllm.nn import Context
-from flaxllm.objectives import causal_lm, means
+from flaxllm.objectives import Judge, causal_lm, means
 from flaxllm.parallel import make_mesh, mesh_placement, pmap_placement
 from flaxllm.parallel.placement import Placement
 from flaxllm.training.optimizer import OPTIMIZERS, make_optimizer
@@ -34,7 +34,7 @@ def run(
     optimizer = make_optimizer(config, lambda _: config.learning_rate, model.param_specs())
     step = partial(
         train_step,
-        objective=causal_lm(model, batch["tokens"].shape[1], **objective),
+        objective=causal_lm(model, None, batch["tokens"].shape[1], **objective),
         optimizer=optimizer,
         ctx=Context(rules=placement.rules),
         micro_batches=micro_batches,
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_sum_over_the_sum_of_weights(tiny_model, rag
     sgd_like.update(weight_decay=0.0, b1=0.0, eps=1e6, learning_rate=1e6)
     one = placements(tiny_model)["one"]
     state, _ = run(one, tiny_model, ragged_batch, sgd_like, micro_batches=4, num_steps=1)
-    objective = causal_lm(tiny_model, 12)
+    objective = causal_lm(tiny_model, None, 12)
     start = make_state(tiny_model.init, make_optimizer(sgd_like, lambda _: 0.0, tiny_model.param_specs()), seed=3)
     batch = {key: jnp.asarray(value) for key, value in ragged_batch.items()}
 
@@ -107,14 +107,18 @@ def test_the_gradient_is_that_of_the_sum_over_the_sum_of_weights(tiny_model, rag
 
 
 def test_eval_counts_every_row_once_in_every_placement(tiny_model, ragged_batch):
-    objective = causal_lm(tiny_model, 12)
+    judge = Judge(score=None, outputs=lambda params, batch, ctx: {"first": batch["tokens"][:, 0] + 1})
+    objective = causal_lm(tiny_model, None, 12)._replace(judge=judge)
     params = tiny_model.init(jax.random.PRNGKey(0))
     batch = {key: jnp.asarray(value) for key, value in ragged_batch.items()}
     expected = means(objective.terms(params, batch, Context()))
     for name, placement in placements(tiny_model).items():
         step = partial(eval_step, objective=objective, ctx=Context(rules=placement.rules), reduce=placement.reduce)
         compiled = placement.compile(step, returns_state=False)
-        terms = compiled(placement.create(lambda: params), placement.batch(ragged_batch))
+        state = placement.create(lambda: TrainState(0, params, None, None))
+        terms, outputs = compiled(state, placement.batch(ragged_batch))
+        best = placement.rows(outputs)["first"]
+        np.testing.assert_array_equal(best, ragged_batch["tokens"][:, 0] + 1, err_msg=name)
         weight, loss = placement.read((terms["loss"].weight, means(terms)["loss"]))
         assert float(weight) == pytest.approx(float(ragged_batch["weights"].sum()), rel=1e-6), name
         assert float(loss) == pytest.approx(float(expected["loss"]), rel=1e-5), name
@@ -136,7 +140,7 @@ def test_non_finite_gradients_are_pointed_out_by_tensor(tiny_model, ragged_batch
     state = make_state(tiny_model.init, optimizer, 0)
     broken = nn.flatten(state.params)
     broken["final_norm/scale"] = broken["final_norm/scale"].at[0].set(jnp.inf)
-    step = partial(train_step, objective=causal_lm(tiny_model, 12), optimizer=optimizer, ctx=Context(),
+    step = partial(train_step, objective=causal_lm(tiny_model, None, 12), optimizer=optimizer, ctx=Context(),
                    micro_batches=1, reduce=placement.reduce)  # fmt: skip
     _, metrics = jax.jit(step)(state.replace(params=nn.unflatten(broken)), placement.batch(ragged_batch))
     assert metrics["finite"].shape == (len(broken),) and not metrics["finite"].all()
@@ -167,12 +171,12 @@ def test_both_steps_lower_for_accelerators(platform, dtype, name, tiny_model, ra
     placement = placements(model)[name]
     optimizer = make_optimizer(sgd_like, lambda _: 0.1, model.param_specs())
     ctx = Context(compute_dtype=dtype, rules=placement.rules)
-    parts = dict(objective=causal_lm(model, 12), ctx=ctx, reduce=placement.reduce)
+    parts = dict(objective=causal_lm(model, None, 12), ctx=ctx, reduce=placement.reduce)
     batch = placement.batch(ragged_batch)
     state = jax.eval_shape(lambda: placement.place(make_state(model.init, optimizer, 0)))
     train = placement.compile(partial(train_step, optimizer=optimizer, micro_batches=2, **parts), returns_state=True)
     evaluate = placement.compile(partial(eval_step, **parts), returns_state=False)
-    for traced in (jax.jit(train).trace(state, batch), jax.jit(evaluate).trace(state.params, batch)):
+    for traced in (jax.jit(train).trace(state, batch), jax.jit(evaluate).trace(state, batch)):
         assert "stablehlo.dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 

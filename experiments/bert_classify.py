@@ -1,0 +1,38 @@
+"""A BERT fine-tuned to tell the sentiment of sentences (SST-2), or any other labels of texts.
+
+    python launch.py --config=experiments/bert_classify.py:path/to/checkpoint --workdir=runs/sst2 \\
+        --config.data.source=sst2/train.tsv --config.data.eval_source=sst2/validation.tsv
+    python launch.py --config=experiments/bert_classify.py:tiny --workdir=runs/classify_tiny
+
+The checkpoint is a Hugging Face folder or a hub id; the sources are TSV files with the columns sentence and label. `tiny`
+tells code, comments and documentation apart, in a minute.
+
+No record yet.
+"""
+
+import flaxllm
+from flaxllm.errors import InputError
+
+
+def get_config(checkpoint=None):
+    if not checkpoint:
+        raise InputError("bert_classify needs a checkpoint: --config=experiments/bert_classify.py:folder (or :tiny)")
+    if checkpoint == "tiny":
+        sizes = dict(max_len=64, num_layers=2, num_heads=2, head_dim=32, d_model=64, d_mlp=128)
+        config = flaxllm.default_config(
+            "bert-base", objective="classification", labels=("code", "comment", "docstring"), **sizes
+        )
+        config.data.update(source="python-lines:train", eval_source="python-lines:eval", max_len=48)
+        config.data.update(tokenizer="wordpiece", vocab_size=2000)
+        config.train.update(num_steps=200, eval_every=100, checkpoint_every=100)
+        config.optimizer.learning_rate = 1e-3
+    else:
+        config = flaxllm.default_config(
+            objective="classification", checkpoint=checkpoint, labels=("negative", "positive")
+        )
+        config.data.update(source="sst2/train.tsv", eval_source="sst2/validation.tsv", columns=dict(text="sentence"), max_len=64)
+        config.train.update(num_steps=4210, eval_every=421, checkpoint_every=421, best="eval/accuracy")
+        config.optimizer.learning_rate = 5e-5
+    config.data.batch_size = 32
+    config.optimizer.update(schedule="linear", final_fraction=0.0, warmup_steps=100, weight_decay=0.01, b2=0.999)
+    return config

@@ -1,0 +1,31 @@
+"""A small BERT pretrained on a text of your own: masked tokens, and whether one text follows another.
+
+    python launch.py --config=experiments/bert_pretrain.py:path/to/text --workdir=runs/bert_pretrain
+    python launch.py --config=experiments/bert_pretrain.py:tiny --workdir=runs/bert_tiny
+
+The path is that of a file, a folder or a glob. `tiny` takes Python's documentation, and a minute.
+
+No record yet.
+"""
+
+import flaxllm
+from flaxllm.errors import InputError
+
+
+def get_config(path=None):
+    if not path:
+        raise InputError("bert_pretrain needs a text: --config=experiments/bert_pretrain.py:text.txt (or :tiny)")
+    if path == "tiny":
+        sizes = dict(max_len=64, num_layers=2, num_heads=2, head_dim=32, d_model=64, d_mlp=256)
+        config = flaxllm.default_config("bert-base", objective="pretraining", **sizes)
+        config.data.update(source="python-docs", tokenizer="wordpiece", vocab_size=1024, max_len=64, batch_size=16)
+        config.train.update(num_steps=150, eval_every=75, checkpoint_every=75)
+    else:
+        sizes = dict(max_len=128, num_layers=4, num_heads=4, head_dim=64, d_model=256, d_mlp=1024)
+        config = flaxllm.default_config("bert-base", objective="pretraining", **sizes)
+        config.data.update(source=path, tokenizer="wordpiece", vocab_size=8192, max_len=128, batch_size=32)
+        config.train.update(num_steps=6000, eval_every=1000, checkpoint_every=500)
+    config.data.update(holdout="tail", eval_fraction=0.05)
+    config.optimizer.update(learning_rate=1e-3, schedule="linear", final_fraction=0.0, warmup_steps=100)
+    config.optimizer.update(weight_decay=0.01, b2=0.98)
+    return config

@@ -1,0 +1,31 @@
+"""A small GPT-2 pretrained on a text of your own.
+
+    python launch.py --config=experiments/gpt2_pretrain.py:path/to/text --workdir=runs/gpt2_pretrain
+    python launch.py --config=experiments/gpt2_pretrain.py:tiny --workdir=runs/gpt2_tiny
+
+The path is that of a file, a folder or a glob. `tiny` takes Python's documentation, and a minute.
+
+No record yet.
+"""
+
+import flaxllm
+from flaxllm.errors import InputError
+
+
+def get_config(path=None):
+    if not path:
+        raise InputError("gpt2_pretrain needs a text: --config=experiments/gpt2_pretrain.py:text.txt (or :tiny)")
+    if path == "tiny":
+        config = flaxllm.default_config("gpt2-124m", max_len=64, num_layers=2, num_heads=2, head_dim=32, d_model=64, d_mlp=256)
+        config.data.update(source="python-docs", tokenizer="bpe", vocab_size=512, max_len=64, batch_size=16)
+        config.train.update(num_steps=150, eval_every=75, sample_every=150, checkpoint_every=75)
+    else:
+        config = flaxllm.default_config(
+            "gpt2-124m", max_len=256, num_layers=6, num_heads=4, head_dim=64, d_model=256, d_mlp=1024, dropout=0.1
+        )
+        config.data.update(source=path, tokenizer="bpe", vocab_size=8192, max_len=256, batch_size=16)
+        config.train.update(num_steps=4000, eval_every=500, sample_every=1000, checkpoint_every=500)
+    config.data.update(holdout="tail", eval_fraction=0.05)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=50, b2=0.99)
+    config.sample.update(prompt="It is", num_tokens=60)
+    return config

@@ -1,0 +1,58 @@
+"""What of a model is trained: all of its parameters, or an adapter to them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from flaxllm.models import Model
+from flaxllm.models.lora import TARGETS, attach, init_adapter, lora_specs, merge
+from flaxllm.nn import Key
+from flaxllm.training.step import all_trained
+
+FROZEN = "frozen"  # the field of a train state that holds what is not trained
+
+
+class Trained(NamedTuple):
+    """`specs` are those of what is trained, and `state_specs` those of all that a state holds. `split(params, key)` gives what
+    is trained of a model's parameters and what stays as it is; `assemble(trained, frozen)` the parameters that the model
+    takes, and `merge(trained, frozen)` plain ones, to be kept."""
+
+    specs: dict
+    state_specs: dict
+    split: Callable[[dict, Key], tuple[dict, Any]]
+    assemble: Callable[[dict, Any], dict]
+    merge: Callable[[dict, Any], dict]
+
+
+def all_parameters(model: Model) -> Trained:
+    specs = model.param_specs()
+    return Trained(specs, specs, _with_nothing_frozen, all_trained, all_trained)
+
+
+def what_is_trained(config: ConfigDict, model: Model) -> Trained:
+    """What the config says: an adapter if `lora.rank` is above 0.
+
+    Raises:
+      InputError: an adapter that does not fit the model.
+    """
+    lora = config.lora
+    if not lora.rank:
+        return all_parameters(model)
+    specs = lora_specs(model, lora.rank, lora.targets or TARGETS, lora.whole)
+    return Trained(
+        specs=specs,
+        state_specs=specs | {FROZEN: model.param_specs()},
+        split=lambda params, key: (init_adapter(specs, params, key), params),
+        assemble=partial(_attached, model, lora.alpha, lora.dropout),
+        merge=lambda trained, frozen: merge(model, frozen, trained, lora.alpha),
+    )
+
+
+def _with_nothing_frozen(params: dict, key: Key) -> tuple[dict, None]:
+    return params, None
+
+
+def _attached(model: Model, alpha: float, dropout: float, trained: dict, frozen: dict) -> dict:
+    return attach(model, frozen, trained, alpha, dropout=dropout)
