@@ -18,11 +18,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 from collections.abc import Iterator  # noqa: E402
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("flaxllm", "shape_checks.check")
+hypothesis.settings.register_profile("flaxllm", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("flaxllm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: at the end no process waits for another."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
 
 
 @pytest.fixture(autouse=True, scope="module")

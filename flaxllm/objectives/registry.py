@@ -55,9 +55,9 @@ def objective_kind(name: str) -> Kind:
     return OBJECTIVES[name]
 
 
-def default_settings(name: str) -> dict[str, tuple[type, Any]]:
-    """The type and the default of each setting of an objective: its keyword arguments."""
+def default_settings(name: str) -> dict[str, Any]:
+    """The settings of an objective, its keyword arguments: their defaults, or the types of those whose default is None."""
     make = objective_kind(name).make
     hints = typing.get_type_hints(make)
     parameters = (p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY)
-    return {p.name: (next(iter(typing.get_args(hints[p.name])), hints[p.name]), p.default) for p in parameters}
+    return {p.name: next(iter(typing.get_args(hints[p.name]))) if p.default is None else p.default for p in parameters}

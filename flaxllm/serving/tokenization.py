@@ -13,11 +13,16 @@ _DETOKENIZE = {"model": text(), "tokens": _TOKENS}
 
 
 def tokenize(service: Service, body: dict[str, Any]) -> dict[str, Any]:
-    """The tokens of a text, as a prompt gets them. What spells a special token is only text."""
+    """The tokens of a text, as a prompt gets them. What spells a special token is only text, unless it is the whole of a prompt
+    that no special tokens are added to: so clients ask for the id of a token that they know by name, as lm-eval does."""
     given = read_fields(body, _TOKENIZE, {"messages": "only texts are made tokens: render the chat first"})
     service.check_name(given["model"])
     _check_given(given, "prompt")
-    tokens = service.encode([given["prompt"]], "prompt", given["add_special_tokens"])[0].tolist()
+    tokenizer, prompt = service.tokenizer, given["prompt"]
+    if prompt in tokenizer.special_tokens and not given["add_special_tokens"]:
+        tokens = [tokenizer.backend.token_to_id(prompt)]
+    else:
+        tokens = service.encode([prompt], "prompt", given["add_special_tokens"])[0].tolist()
     strings = {"token_strs": list(map(service.spelling.text, tokens))} if given["return_token_strs"] else {}
     return {"count": len(tokens), "max_model_len": service.max_len, "tokens": tokens} | strings
 

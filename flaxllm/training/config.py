@@ -1,6 +1,8 @@
 """The configuration of a training run: every key, its default, and what it means."""
 
 import dataclasses
+import typing
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -9,6 +11,76 @@ from flaxllm.errors import InputError
 from flaxllm.models import Model, build
 from flaxllm.models import preset as model_preset
 from flaxllm.objectives import default_settings, objective_kind
+
+# Every key with its default, or with the type of a value that may be None; `dict` is a section whose keys are the run's own.
+_DEFAULTS = {
+    "seed": 0,
+    "data": {
+        "source": "python-docs",  # an embedded source's name, or a file, folder or glob
+        "eval_source": str,  # what is held out, where it is a source of its own
+        "format": str,  # of records, where the file's name does not tell: csv, tsv, jsonl, ...
+        "columns": dict,  # of records: the columns of the file by the names of the objective's fields
+        "malformed": "stop",  # or "skip": what a record that cannot be read does
+        "column": "text",  # the field of a JSONL document
+        "tokenizer": "bytes",  # or chars, bpe, wordpiece, unigram (made of the source), a tokenizer.json, a folder, a hub id
+        "vocab_size": int,  # of a tokenizer that is made; the model takes its own from the tokenizer
+        "holdout": "tail",  # what is held out: the tail of the corpus, or whole documents
+        "eval_fraction": 0.1,
+        "max_len": 256,  # tokens in a row
+        "batch_size": 32,  # rows in a step, over all devices
+        "shards": 1,  # logical shards of the stream; as many processes can share the reading
+        "mixture": dict,  # several sources by name, each a ConfigDict with its source and what else is its own
+        "mixture_limit": int,  # no source counts for more examples in its share of the mixture
+        "mixture_temperature": 1.0,  # shares are sizes to the power of 1 over it
+    },
+    "optimizer": {
+        "name": "adamw",  # adamw, adafactor, lion, muon
+        "learning_rate": 3e-4,
+        "schedule": "cosine",  # cosine, linear, rsqrt, constant
+        "warmup_steps": 100,
+        "final_fraction": 0.1,  # of the peak learning rate, at the last step
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "momentum": 0.95,  # muon's
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,  # of the whole gradient; 0 for none
+        "layer_decay": 1.0,  # the learning rate of a layer by that of the one above it
+        "freeze": (),  # patterns of the paths of parameters that never change
+    },
+    "lora": {
+        "rank": 0,  # of an adapter beside the parameters; 0 trains these themselves
+        "alpha": 16.0,
+        "dropout": 0.0,  # on what the adapter reads
+        "targets": (),  # patterns of the paths of kernels; queries and values if there are none
+        "whole": (),  # patterns of the paths of parameters that are trained as they are, such as "head/*"
+    },
+    "train": {
+        "num_steps": 1000,
+        "micro_batches": 1,  # a step's batch is worked off in this many parts
+        "eval_every": 250,  # steps; 0 for never, here and below
+        "sample_every": 250,
+        "checkpoint_every": 250,
+        "keep_checkpoints": 2,
+        "best": str,  # a metric, such as eval/f1: the parameters that are best by it are kept
+        "average": 1,  # the parameters at the end are the mean of those of so many last checkpoints
+        "export": True,  # write them to the workdir's folder `model`, as a Hugging Face checkpoint
+    },
+    "eval": {
+        "max_items": int,  # the first so many only
+        "max_new_tokens": 64,  # of what a model writes to be judged; the beams that it searches with; texts at a time
+        "num_beams": 1,
+        "batch_size": 32,
+    },
+    "sample": {"prompt": "\n", "num_tokens": 200, "temperature": 0.8},
+    "placement": "mesh",  # mesh (one device and up), or pmap
+    "mesh": "data:-1",  # sizes of data, fsdp, model, sequence; -1 takes the devices left
+    "compute_dtype": "float32",  # or bfloat16; parameters stay in float32
+    "precision": str,  # of matrix products: default, high, highest
+    "attention": "auto",
+    "remat": str,  # full, dots
+    "init_from": str,  # start from the parameters of a run's workdir, or of a checkpoint
+}
 
 
 def default_config(
@@ -23,86 +95,27 @@ def default_config(
       InputError: an unknown preset, objective or model field, or a checkpoint that cannot be read.
     """
     model = model_preset(preset, **model_changes) if checkpoint is None else _model_of(checkpoint, model_changes)
-    config = ConfigDict()
-    config.seed = 0
-    config.model = ConfigDict({"family": model.family, **_with_placeholders(model.config)})
-    settings = default_settings(objective).items()
-    config.objective = ConfigDict({
-        "name": objective,
-        **{name: config_dict.placeholder(kind) if value is None else value for name, (kind, value) in settings},
-    })
-    config.data = ConfigDict({
-        "source": "python-docs",  # an embedded source's name, or a file, folder or glob
-        "eval_source": config_dict.placeholder(str),  # what is held out, where it is a source of its own
-        "format": config_dict.placeholder(str),  # of records, where the file's name does not tell: csv, tsv, jsonl, ...
-        "columns": ConfigDict(),  # of records: the columns of the file by the names of the objective's fields
-        "malformed": "stop",  # or "skip": what a record that cannot be read does
-        "column": "text",  # the field of a JSONL document
-        "tokenizer": "bytes",  # bytes, chars, bpe (trained from the source), or a tokenizer.json, a folder, a hub id
-        "vocab_size": config_dict.placeholder(int),  # for bpe; the model takes its own from the tokenizer
-        "holdout": "tail",  # what is held out: the tail of the corpus, or whole documents
-        "eval_fraction": 0.1,
-        "max_len": 256,  # tokens in a row
-        "batch_size": 32,  # rows in a step, over all devices
-        "shards": 1,  # logical shards of the stream; as many processes can share the reading
-        "mixture": ConfigDict(),  # several sources by name, each a ConfigDict with its source and what else is its own
-        "mixture_limit": config_dict.placeholder(int),  # no source counts for more examples in its share of the mixture
-        "mixture_temperature": 1.0,  # shares are sizes to the power of 1 over it
-    })
-    config.optimizer = ConfigDict({
-        "name": "adamw",  # adamw, adafactor, lion, muon
-        "learning_rate": 3e-4,
-        "schedule": "cosine",  # cosine, linear, rsqrt, constant
-        "warmup_steps": 100,
-        "final_fraction": 0.1,  # of the peak learning rate, at the last step
-        "b1": 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
-        "momentum": 0.95,  # muon's
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,  # of the whole gradient; 0 for none
-        "layer_decay": 1.0,  # the learning rate of a layer by that of the one above it
-        "freeze": (),  # patterns of the paths of parameters that never change
-    })
-    config.lora = ConfigDict({
-        "rank": 0,  # of an adapter beside the parameters; 0 trains these themselves
-        "alpha": 16.0,
-        "dropout": 0.0,  # on what the adapter reads
-        "targets": (),  # patterns of the paths of kernels; queries and values if there are none
-        "whole": (),  # patterns of the paths of parameters that are trained as they are, such as "head/*"
-    })
-    config.train = ConfigDict({
-        "num_steps": 1000,
-        "micro_batches": 1,  # a step's batch is worked off in this many parts
-        "eval_every": 250,  # steps; 0 for never, here and below
-        "sample_every": 250,
-        "checkpoint_every": 250,
-        "keep_checkpoints": 2,
-        "best": config_dict.placeholder(str),  # a metric, such as eval/f1: the parameters that are best by it are kept
-        "average": 1,  # the parameters at the end are the mean of those of so many last checkpoints
-        "export": True,  # write them to the workdir's folder `model`, as a Hugging Face checkpoint
-    })
-    config.eval = ConfigDict({
-        "max_items": config_dict.placeholder(int),  # the first so many only
-        "max_new_tokens": 64,  # of what a model writes to be judged; the beams that it searches with; texts at a time
-        "num_beams": 1,
-        "batch_size": 32,
-    })
-    config.sample = ConfigDict({"prompt": "\n", "num_tokens": 200, "temperature": 0.8})
-    config.placement = "mesh"  # mesh (one device and up), or pmap
-    config.mesh = "data:-1"  # sizes of data, fsdp, model, sequence; -1 takes the devices left
-    config.compute_dtype = "float32"  # or bfloat16; parameters stay in float32
-    config.precision = config_dict.placeholder(str)  # of matrix products: default, high, highest
-    config.attention = "auto"
-    config.remat = config_dict.placeholder(str)  # full, dots
-    config.init_from = config_dict.placeholder(str)  # start from the parameters of a run's workdir, or of a checkpoint
+    config = _section(_DEFAULTS)
+    config.model = _section({"family": model.family} | _with_types(model.config))
+    config.objective = _section({"name": objective} | default_settings(objective))
     if checkpoint is not None:
         config.init_from = config.data.tokenizer = str(checkpoint)
         config.model.vocab_size = model.config.vocab_size
     config.lock()
     for section in (config.data.columns, config.data.mixture):
-        section.unlock()  # their keys are the run's own
+        section.unlock()
     return config
+
+
+def _section(defaults: dict[str, Any]) -> ConfigDict:
+    def value_of(default: Any) -> Any:
+        if isinstance(default, dict):
+            return _section(default)
+        if default is dict:
+            return ConfigDict()
+        return config_dict.placeholder(default) if isinstance(default, type) else default
+
+    return ConfigDict({name: value_of(default) for name, default in defaults.items()})
 
 
 def make_model(config: ConfigDict, vocab_size: int, tokenizer: Tokenizer | None = None) -> Model:
@@ -167,7 +180,8 @@ def _model_of(checkpoint: str, changes: dict[str, object]) -> Model:
     return build(model.family, vars(model.config) | changes, head=None)
 
 
-def _with_placeholders(model_config: object) -> dict:
-    """The fields, with those that may be None as typed placeholders, so that flags can set them."""
+def _with_types(model_config: object) -> dict[str, Any]:
+    """The fields, with the type of those that may be None and are, so that flags can set them."""
+    hints = typing.get_type_hints(type(model_config))
     fields = dataclasses.asdict(model_config) | {"vocab_size": None}
-    return {name: config_dict.placeholder(int) if value is None else value for name, value in fields.items()}
+    return {name: next(iter(typing.get_args(hints[name])), int) if value is None else value for name, value in fields.items()}
