@@ -4,7 +4,7 @@
     python launch.py --config=experiments/llama_dpo.py:tiny --workdir=runs/dpo_tiny
 
 The checkpoint is a Hugging Face folder, a hub id or a GGUF file; the records of the source have `prompt`, `chosen` and
-`rejected`. `tiny` starts from parameters drawn at random, in a minute: it shows that the margin grows, and is of no other use.
+`rejected`. `tiny` starts from parameters drawn at random, in a minute: it shows that all of it runs, and is of no other use.
 
 No record yet.
 """

@@ -20,5 +20,5 @@ def get_config(checkpoint=None):
         raise InputError("llama_lora needs a checkpoint: --config=experiments/llama_lora.py:folder (or :tiny)")
     config = load_experiment(f"{Path(__file__).with_name('llama_sft.py')}:{checkpoint}").config
     config.lora.update(rank=8, alpha=16.0)
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1e-2 if checkpoint == "tiny" else 1e-3
     return config

@@ -17,11 +17,11 @@ def get_config(checkpoint=None):
     if not checkpoint:
         raise InputError("llama_sft needs a checkpoint: --config=experiments/llama_sft.py:folder (or :tiny)")
     if checkpoint == "tiny":
-        sizes = dict(max_len=128, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, d_model=64, d_mlp=128)
+        sizes = dict(max_len=256, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, d_model=64, d_mlp=128)
         config = flaxllm.default_config("smollm2-135m", objective="sft", **sizes)
         config.data.update(source="python-functions:train", eval_source="python-functions:eval")
-        config.data.update(columns=dict(prompt="source", completion="target"), tokenizer="bpe", vocab_size=1000, max_len=128)
-        config.data.malformed = "skip"  # a few signatures are longer
+        config.data.update(columns=dict(prompt="source", completion="target"), tokenizer="bpe", vocab_size=1000, max_len=256)
+        config.data.malformed = "skip"  # some descriptions are longer
         config.train.update(num_steps=100, eval_every=50, sample_every=100, checkpoint_every=50)
         config.optimizer.learning_rate = 2e-3
     else:

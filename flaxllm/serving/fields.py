@@ -12,7 +12,7 @@ from flaxllm.serving.rows import MAX_BIASES
 
 MAX_N = 128
 MAX_BEST_OF = 128
-MAX_STOPS = 4
+MAX_STOPS = 16
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from flaxllm.errors import InputError, did_you_mean
 from flaxllm.objectives import Objective, objective_kind
 
 Source = data.Documents | list[dict[str, Any]]
+_SHOWN = 3  # sentences on records that were left out
 PART_KEYS = ("source", "eval_source", "format", "columns", "column", "malformed", "prefix", "rate", "metric")
 
 
@@ -88,16 +89,25 @@ def make_items(objective: Objective, source: Source, malformed: str, report: Cal
     except InputError:
         if malformed == "stop" or not isinstance(source, list):
             raise
-    usable = []
+    usable, wrong = [], []
     for number, record in enumerate(source):
         try:
             objective.items([record])
             usable.append(record)
         except InputError as error:
-            report(f"left out: {str(error).replace('record 0', f'record {number}', 1)}")
+            wrong.append(str(error).replace("record 0", f"record {number}", 1))
+    report_left_out(wrong, report)
     if not usable:
         raise InputError(f"none of the {len(source)} records can be used, as said above: look at data.columns and data.max_len")
     return objective.items(usable)
+
+
+def report_left_out(sentences: list[str], report: Callable[[str], None]) -> None:
+    """Say which records were left out: the first few, and how many."""
+    for sentence in sentences[:_SHOWN]:
+        report(f"left out: {sentence}")
+    if len(sentences) > _SHOWN:
+        report(f"left out: {len(sentences) - _SHOWN} records more")
 
 
 def part_settings(config: ConfigDict) -> dict[str, ConfigDict]:

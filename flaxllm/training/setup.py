@@ -18,7 +18,7 @@ from flaxllm.parallel import Placement, make_mesh, mesh_placement, pmap_placemen
 from flaxllm.training.config import make_model
 from flaxllm.training.evaluation import EvalSet, make_eval_set
 from flaxllm.training.optimizer import Schedule, make_optimizer, make_schedule
-from flaxllm.training.reading import Part, Reading, Source, make_items, make_tokenizer, read_data
+from flaxllm.training.reading import Part, Reading, Source, make_items, make_tokenizer, read_data, report_left_out
 from flaxllm.training.starting import params_at
 from flaxllm.training.state import TrainState, keys, make_state
 from flaxllm.training.step import eval_step, train_step
@@ -75,8 +75,7 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
     """
     check_choices(config)
     reading = read_data(config)
-    for sentence in reading.skipped:
-        report(f"left out: {sentence}")
+    report_left_out(reading.skipped, report)
     recipe = make_recipe(config, reading.tokenizer.vocab_size, reading.tokenizer)
     placement = make_placement(config, recipe.trained.state_specs)
     ctx = make_context(config, placement.rules)

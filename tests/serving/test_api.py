@@ -44,7 +44,7 @@ def test_the_models_are_named(live):
         ("completions", dict(best_of=2, n=3), "best_of", "n is 3"),
         ("completions", dict(best_of=2, stream=True), "best_of", "cannot be streamed"),
         ("completions", dict(prompt=["a"] * 3, n=100), "n", "more than the 256"),
-        ("completions", dict(stop=["a"] * 5), "stop", "up to 4"),
+        ("completions", dict(stop=["a"] * 17), "stop", "up to 16"),
         ("completions", dict(stop=""), "stop", "none of them empty"),
         ("completions", dict(logprobs=6), "logprobs", "from 0 to 5"),
         ("completions", dict(logit_bias={"520": 1}), "logit_bias", "has the token 520"),
