@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from flaxllm import data
 from flaxllm.objectives import Judge, Objective, Term, add_terms
 from flaxllm.parallel import Placement
-from flaxllm.training.gathering import of_all_processes
+from flaxllm.training.gathering import of_all_processes, whole
 from flaxllm.training.samples import write_texts
 from flaxllm.training.state import TrainState
 
@@ -47,7 +47,8 @@ def evaluate_run(config: ConfigDict, run: Any, state: TrainState) -> dict[str, f
     """The metrics of all of a run's sets, by the names they are written under: `eval/loss`, or `eval/<part>/loss`."""
 
     def write(prompts: Sequence[np.ndarray]) -> list[str]:
-        params = run.trained.merge(run.placement.gather(state.params), run.placement.gather(state.frozen))
+        trained, frozen = (jax.tree.map(whole, run.placement.gather(tree)) for tree in (state.params, state.frozen))
+        params = run.trained.merge(trained, frozen)  # whole, as each process writes other texts
         own = write_texts(run.model, params, run.tokenizer, prompts[jax.process_index() :: jax.process_count()], config.eval)
         shares = of_all_processes(own)
         return [shares[number % len(shares)][number // len(shares)] for number in range(len(prompts))]

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from flaxllm.errors import InputError, did_you_mean
@@ -16,6 +15,7 @@ from flaxllm.pretrained import save_pretrained
 from flaxllm.pretrained.peft import save_adapter
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.evaluation import evaluate_run, in_words
+from flaxllm.training.gathering import whole
 from flaxllm.training.setup import Run
 from flaxllm.training.state import TrainState
 
@@ -123,7 +123,7 @@ def mean_params(checkpoints: Checkpoints, abstract: Any, count: int, report: Rep
 
 def export(config: ConfigDict, run: Run, state: TrainState, workdir: Path, leads: bool, report: Report) -> None:
     """Write the model as a Hugging Face checkpoint, and an adapter as PEFT has it. Every process calls this."""
-    trained, frozen = (jax.tree.map(on_host, run.placement.gather(tree)) for tree in (state.params, state.frozen))
+    trained, frozen = (jax.tree.map(whole, run.placement.gather(tree)) for tree in (state.params, state.frozen))
     if not leads:
         return
     trained, frozen = jax.tree.map(jnp.asarray, (trained, frozen))
@@ -136,9 +136,3 @@ def export(config: ConfigDict, run: Run, state: TrainState, workdir: Path, leads
     except InputError as error:
         report(f"not written as a Hugging Face checkpoint: {error}")
 
-
-def on_host(x: Any) -> np.ndarray:
-    """All of an array, wherever its parts are. Every process calls this."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
