@@ -40,6 +40,7 @@ def save_pretrained(
     """
     specs = nn.flatten(model.param_specs())
     arrays = _checked(params, specs)
+    config = config_of(model, arrays)  # first: it refuses what no checkpoint can say
     names = FAMILIES[model.family].names(model.config, model.head)
     tensors = {
         name.removeprefix(names.prefix) if model.head is None else name: (
@@ -49,7 +50,7 @@ def save_pretrained(
         )
         for name, place in expand(names.rules, specs).items()
     }
-    write_checkpoint(directory, config_of(model, arrays), tensors, max_shard_bytes)
+    write_checkpoint(directory, config, tensors, max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(directory)
 

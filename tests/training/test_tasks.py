@@ -220,6 +220,17 @@ def test_what_a_model_writes_is_judged(folder, tmp_path):
     assert (tmp_path / "samples" / "000120.txt").exists()
 
 
+def test_a_model_without_a_hugging_face_form_says_so_and_keeps_its_run(folder, tmp_path, capsys):
+    """The Transformer as its paper has it: no biases in attention, which Marian's form cannot say."""
+    config = default_config("transformer-base", objective="seq2seq", num_decoder_layers=1, **SIZES)
+    config.data.tokenizer = "chars"
+    config = sized(config, folder, 2, source="label", target="upper")
+    config.objective.update(metric="loss", max_target_len=8)
+    flaxllm.train(config, tmp_path)
+    assert "not written as a Hugging Face checkpoint: " in capsys.readouterr().out
+    assert len(metrics(tmp_path)) == 2 and not (tmp_path / "model").exists()
+
+
 def test_a_mixture_is_trained_by_its_rates_and_judged_part_by_part(folder, tmp_path):
     config = translating(folder, steps=4)
     path = str(folder / "train.jsonl")
