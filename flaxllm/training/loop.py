@@ -147,8 +147,10 @@ class Outputs:
             self.finish_pending(metrics)
             if metrics:
                 self.progress.note(f"step {step}: {in_words(metrics)}")
-            if metrics and self.best is not None and self.best.offer(step, state.params, metrics):
-                self.progress.note(f"step {step} is the best by {self.config.train.best}")
+            if metrics and self.best is not None:
+                params = self.run.placement.gather(state.params)
+                if self.best.offer(step, params, metrics):
+                    self.progress.note(f"step {step} is the best by {self.config.train.best}")
         if self._due("sample_every", step) and writes(self.run.model):
             self.finish_pending()
             with self.progress.paused("sampling"):

@@ -42,10 +42,6 @@ class Recipe(NamedTuple):
     schedule: Schedule
     optimizer: optax.GradientTransformation
 
-    @property
-    def specs(self) -> dict:
-        return self.trained.specs
-
     def make_state(self, seed: int) -> TrainState:
         return make_state(self.model.init, self.optimizer, seed, self.trained.split)
 
@@ -87,6 +83,8 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
     rows = placement.local_rows(config.data.batch_size)
     layout = {"batch_size": config.data.batch_size, "rows": rows, "seed": config.seed}
 
+    for name, part in reading.parts.items():
+        _check_columns(config.objective.name, objective, name, part)
     start = None
     if objective.prepare:  # a copy of its own: this is before there is a state
         start = recipe.model.init(keys(config.seed)[0])
@@ -124,6 +122,15 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
         ),
         eval_sets={name: eval_set(part) for name, part in reading.parts.items()},
     )
+
+
+def _check_columns(named: str, objective: Objective, name: str, part: Part) -> None:
+    """Raise InputError where `columns` has a field that the objective does not read."""
+    for field in part.settings.columns:
+        if field not in objective.fields:
+            where = f"data.mixture.{name}.columns" if name else "data.columns"
+            known = did_you_mean(field, objective.fields) if objective.fields else "it reads text, by data.column"
+            raise InputError(f"{where} has a field {field!r}, which {named} does not read: {known}")
 
 
 def _holds_any(source: Source) -> bool:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from flaxllm.models import Model
 from flaxllm.models.lora import TARGETS, attach, init_adapter, lora_specs, merge
-from flaxllm.nn import Key
+from flaxllm.nn import Key, flatten, unflatten
+from flaxllm.nn.patterns import matching
 from flaxllm.training.step import all_trained
 
 FROZEN = "frozen"  # the field of a train state that holds what is not trained
@@ -38,9 +40,10 @@ def what_is_trained(config: ConfigDict, model: Model) -> Trained:
       InputError: an adapter that does not fit the model.
     """
     lora = config.lora
+    specs = model.param_specs() if not lora.rank else lora_specs(model, lora.rank, lora.targets or TARGETS, lora.whole)
+    held = matching(config.optimizer.freeze, flatten(specs), "optimizer.freeze")
     if not lora.rank:
-        return all_parameters(model)
-    specs = lora_specs(model, lora.rank, lora.targets or TARGETS, lora.whole)
+        return all_parameters(model)._replace(assemble=partial(_held, held) if held else all_trained)
     return Trained(
         specs=specs,
         state_specs=specs | {FROZEN: model.param_specs()},
@@ -52,6 +55,11 @@ def what_is_trained(config: ConfigDict, model: Model) -> Trained:
 
 def _with_nothing_frozen(params: dict, key: Key) -> tuple[dict, None]:
     return params, None
+
+
+def _held(paths: set[str], trained: dict, frozen: None) -> dict:
+    """The parameters, those at `paths` without a gradient: nothing is computed for it, and no norm counts it."""
+    return unflatten({path: jax.lax.stop_gradient(x) if path in paths else x for path, x in flatten(trained).items()})
 
 
 def _attached(model: Model, alpha: float, dropout: float, trained: dict, frozen: dict) -> dict:

@@ -178,6 +178,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_frees_its_slot(live):
     with httpx.stream("POST", f"{live.url}/v1/completions", json=LONG | {"stream": True}, timeout=60) as answer:
         next(answer.iter_lines())
     live.wait_until_idle()
+    assert live.service.scheduler.batch.num_active == 0
 
 
 def test_what_takes_too_long_is_given_up():

@@ -36,7 +36,7 @@ def test_the_state_takes_what_a_placed_one_takes(optimizer, mesh):
     recipe = make_recipe(config, 300)
     shapes = jax.eval_shape(lambda: make_state(recipe.model.init, recipe.optimizer, 0))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = mesh_placement(make_mesh(mesh), recipe.specs).place(zeros)
+    state = mesh_placement(make_mesh(mesh), recipe.trained.specs).place(zeros)
     first = jax.devices()[0]
 
     def on_first(tree) -> int:
@@ -61,7 +61,7 @@ def test_a_step_takes_about_what_the_compiler_says(mesh, micro_batches, remat, m
     config.train.micro_batches = micro_batches
     config.objective.max_logit_bytes = max_logit_bytes
     recipe = make_recipe(config, 300)
-    placement = mesh_placement(make_mesh(mesh), recipe.specs)
+    placement = mesh_placement(make_mesh(mesh), recipe.trained.specs)
     step = partial(
         train_step, objective=recipe.objective, optimizer=recipe.optimizer, ctx=make_context(config, placement.rules),
         micro_batches=micro_batches, reduce=placement.reduce,
@@ -109,7 +109,7 @@ def test_operations_are_those_of_the_literature():
 def test_pmap_holds_the_whole_state_on_each_device_here():
     config = make_config(placement="pmap", mesh="fsdp:8")
     plan = make_plan(config)
-    assert plan.memory["parameters"] == 4 * nn.count(make_recipe(config, 300).specs)
+    assert plan.memory["parameters"] == 4 * nn.count(make_recipe(config, 300).trained.specs)
     assert plan.rows == 32 // jax.device_count()
 
 
@@ -186,7 +186,7 @@ def test_in_a_pipe_every_tensor_has_one_plain_line():
     assert line.split("  ")[0] == "layers/mlp/up/kernel"
     for part in ("layers 4, embed 64/fsdp, mlp 256/model", "65,536", "16,384"):
         assert part in line
-    total = nn.count(make_recipe(config, 300).specs)
+    total = nn.count(make_recipe(config, 300).trained.specs)
     assert any(line.startswith("all") and f"{total:,}" in line for line in lines)
 
 

@@ -149,6 +149,37 @@ def test_the_mean_of_the_last_checkpoints_is_what_is_left(folder, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["parameters"] == "the mean of those of steps 2, 4, 6"
 
 
+def test_the_best_of_a_run_under_pmap_is_kept_too(folder, tmp_path):
+    config = classifying(folder, steps=2)
+    config.placement, config.train.best = "pmap", "eval/loss"
+    flaxllm.train(config, tmp_path)
+    best = min((line for line in metrics(tmp_path)), key=lambda line: line["eval/loss"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["eval/loss"] == pytest.approx(best["eval/loss"], rel=1e-5)
+
+
+def test_what_is_frozen_stays_and_no_gradient_counts_it(folder, tmp_path):
+    config = classifying(folder, steps=2)
+    config.optimizer.freeze = ("embedding/*", "layers/*", "pooler/*")
+    flaxllm.train(config, tmp_path)
+    before, after = (
+        ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / step / "state")["params"] for step in ("1", "2")
+    )
+    np.testing.assert_array_equal(before["embedding"]["tokens"], after["embedding"]["tokens"])
+    assert np.abs(before["head"]["out"]["kernel"] - after["head"]["out"]["kernel"]).max() > 0
+    config.optimizer.freeze = ()
+    flaxllm.train(config, tmp_path / "free")
+    frozen, free = (metrics(workdir)[0] for workdir in (tmp_path, tmp_path / "free"))
+    assert frozen["loss"] == pytest.approx(free["loss"]) and frozen["gradient_norm"] < 0.99 * free["gradient_norm"]
+
+
+def test_a_column_for_a_field_that_is_not_read_is_refused(folder, tmp_path):
+    config = classifying(folder, steps=2)
+    config.data.columns = {"txt": "said"}
+    with pytest.raises(InputError, match="data.columns has a field 'txt', which classification does not read: did you mean 'text'"):
+        flaxllm.train(config, tmp_path)
+
+
 def adapting(folder: Path, base: Path, steps: int) -> ConfigDict:
     config = default_config(objective="classification", checkpoint=str(base), labels=COLOURS)
     config.lora.update(rank=2, alpha=4.0, whole=("head/*",))
