@@ -98,7 +98,7 @@ def read(
     ctx: Context,
 ) -> State:
     """Read the first `counts` of these tokens in each row, which the history holds already."""
-    hidden, cache = extend(model, params, state.cache, tokens, counts, first, ctx)
+    hidden, cache, _ = extend(model, params, state.cache, tokens, counts, first, ctx)
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     return state.replace(cache=cache, hidden=jnp.where((counts > 0)[:, None], last, state.hidden))
 
@@ -126,7 +126,7 @@ def read_last(
 ) -> tuple[Float[Array, "rows width"], Cache]:
     """Read each row's last token."""
     last = jnp.take_along_axis(history.tokens, history.length[:, None] - 1, axis=1)
-    hidden, cache = extend(model, params, cache, last, ctx=ctx)
+    hidden, cache, _ = extend(model, params, cache, last, ctx=ctx)
     return hidden[:, 0], cache
 
 

@@ -57,11 +57,18 @@ def generate(
     time, and the model checks them in one reading. What is written has the same distribution (see `speculative`).
 
     `params` may be prepared: `flaxllm.prepare` spares every later call the time and memory of doing it here.
+    The context's taps may change the model's values while it writes (`added` steers it, say); their data broadcast over
+    positions then, which are read a few at a time.
 
     Raises:
       InputError: an empty prompt, tokens beyond the vocabulary or the model's `max_len`, draws without a key or seeds, an
-        unknown option or a value out of its range, a model that writes no text, or a draft that does not go with it.
+        unknown option or a value out of its range, a model that writes no text, a draft that does not go with it, or taps
+        that are to be returned.
     """
+    if ctx.taps is not None and ctx.taps.returned:
+        raise InputError(
+            f"generate returns no taps, and was asked for {ctx.taps.returned[0]!r}: apply the model to the text that it wrote"
+        )
     if num_beams != 1:
         others = dict(key=key, seeds=seeds, stop=stop or None, on_token=on_token, on_text=on_text, draft=draft)
         options |= {name: value for name, value in others.items() if value is not None}
@@ -88,7 +95,7 @@ def generate(
     if draft is not None:
         speculative.check_draft(model, draft[0], num_draft_tokens)
 
-    def ready(model: Model, params: dict) -> tuple[Model, dict, engine.State]:
+    def ready(model: Model, params: dict, ctx: Context) -> tuple[Model, dict, engine.State]:
         params = prepare(model, params)
         state = begin(model, params, prompts, max_new_tokens, 0 if draft is None else num_draft_tokens, ctx)
         return model, params, engine.repeated(state, n) if n > 1 else state
@@ -97,12 +104,13 @@ def generate(
     streams = [TextStream(tokenizer, stop, after=prompt) for prompt in before] if tokenizer else None
     writing = Writing(count, ends, streams, on_token, on_text)
     if draft is None:
-        for choice in _choices(*ready(model, params), settings, ends, max_new_tokens, ctx):
+        for choice in _choices(*ready(model, params, ctx), settings, ends, max_new_tokens, ctx):
             writing.take(np.asarray(choice.token), np.asarray(choice.logprob))
             if writing.done.all():
                 break
         return writing.result(filler(model, ends))
-    rounds = speculative.rounds(*ready(model, params), *ready(*draft), settings, ends, max_new_tokens, num_draft_tokens, ctx)
+    states = *ready(model, params, ctx), *ready(*draft, ctx.replace(taps=None))
+    rounds = speculative.rounds(*states, settings, ends, max_new_tokens, num_draft_tokens, ctx)
     accepted = speculative.write(rounds, max_new_tokens, num_draft_tokens, writing.take, writing.done)
     return replace(writing.result(filler(model, ends)), accepted=accepted)
 

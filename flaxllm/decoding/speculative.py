@@ -78,8 +78,9 @@ def rounds(
     """Write on, for as long as asked: a round adds 1 to `num_guesses + 1` tokens to each row, and none to those that have
     `num_new`. The states are fresh ones that have read the same prompts, with a slack of `num_guesses`."""
     cache, draft_cache, history = state.cache, draft_state.cache, state.history
+    plain = ctx.replace(taps=None)  # which are the model's
     while True:
-        draft_cache, history, q = guess(draft_model, draft_params, draft_cache, history, sampling, ends, num_guesses, ctx)
+        draft_cache, history, q = guess(draft_model, draft_params, draft_cache, history, sampling, ends, num_guesses, plain)
         cache, history, checked = check(model, params, cache, history, q, sampling, ends, num_new, ctx)
         yield checked
 
@@ -126,7 +127,7 @@ def check(
     begin = history.length - count
     places = begin[:, None] + jnp.arange(count + 1)  # in the text: those of the guesses and the one after them
     tokens = jnp.take_along_axis(history.tokens, places - 1, axis=1)
-    hidden, cache = extend(model, params, cache.replace(length=begin - 1), tokens, ctx=ctx)
+    hidden, cache, _ = extend(model, params, cache.replace(length=begin - 1), tokens, ctx=ctx)
     logits = model.unembed(params, hidden, ctx=ctx).astype(jnp.float32)
     process_at = jax.vmap(lambda logits, place: process(logits, sampling, history.replace(length=place), ends), 1, 1)
     p = _probabilities(process_at(logits, places), sampling)

@@ -6,7 +6,9 @@ dtype: without a key there is no dropout.
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from flaxllm.errors import InputError, did_you_mean
-from flaxllm.nn.param import Key
+from flaxllm.nn.param import LAYERS, Key
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,48 @@ class Rules:
 
 
 class Replacement(struct.PyTreeNode):
-    """New data for a tap: `value` where `mask` holds, both with a leading layer axis if the tap is a layer's.
+    """New data for a tap: `value` where `mask` holds (everywhere if it is None).
 
-    `mask` broadcasts to the tapped value, so it can select layers, heads or positions; both are data, so that another
-    replacement of the same shape compiles nothing.
+    Both broadcast to the tapped value, so that a mask can select heads or positions; those of a tap inside the layers have a
+    leading layer axis. Both are data: another replacement of the same shapes compiles nothing.
     """
 
     value: Any
-    mask: Any
+    mask: Any = None
 
 
 class Taps(struct.PyTreeNode):
-    """Which named values are returned, which are replaced by data, and which by a function of `(layer, value)`."""
+    """What is done with the named values of a model.
+
+    `returned`: names, or patterns of them (`"layers/attention/*"`), whose values come back. `replaced`: new data by name.
+    `functions`: a function of `(layer, value)` by name, whose result goes on in the value's place; `layer` is None outside
+    the layers. `added`: data by name that is added, of a shape that broadcasts to the value's (with a leading layer axis
+    inside the layers): zeros there are what to take a gradient with respect to. Their order is this one, and what comes back
+    is what goes on.
+    """
 
     returned: tuple[str, ...] = struct.field(pytree_node=False, default=())
     replaced: dict[str, Replacement] = field(default_factory=dict)
     functions: tuple[tuple[str, Any], ...] = struct.field(pytree_node=False, default=())
+    added: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def names(self) -> set[str]:
-        return {*self.returned, *self.replaced, *dict(self.functions)}
+    def __post_init__(self):
+        if isinstance(self.returned, str):
+            object.__setattr__(self, "returned", (self.returned,))
+        if isinstance(self.functions, Mapping):  # a static field must hash
+            object.__setattr__(self, "functions", tuple(self.functions.items()))
+
+    def returns(self, path: str) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in self.returned)
+
+    def changes(self) -> set[str]:
+        """The names of values that go on changed."""
+        return {*self.replaced, *self.added, *dict(self.functions)}
+
+    def data(self) -> dict[str, list[Array]]:
+        """All arrays by the name of their tap."""
+        new = {name: [x for x in (r.value, r.mask) if x is not None] for name, r in self.replaced.items()}
+        return {name: [*new.get(name, []), *([self.added[name]] if name in self.added else [])] for name in {*new, *self.added}}
 
 
 class Context(struct.PyTreeNode):
@@ -97,21 +121,39 @@ class Context(struct.PyTreeNode):
         return key if self.layer is None else jax.random.fold_in(key, self.layer)
 
     def wants(self, name: str) -> bool:
-        return self.taps is not None and f"{self.scope}{name}" in self.taps.names
+        path = f"{self.scope}{name}"
+        return self.taps is not None and (path in self.taps.changes() or self.taps.returns(path))
 
 
 def tap(value: Array, name: str, ctx: Context) -> Array:
-    """Name a value: replaced and returned as the context's taps say, and untouched where there are none."""
+    """Name a value: changed and returned as the context's taps say, and untouched where there are none.
+
+    Raises:
+      InputError: data that does not broadcast to the value.
+    """
     if ctx.taps is None:
         return value
     path = ctx.scope + name
+
+    def here(data: Any) -> Array | None:
+        if data is None:
+            return None
+        data = jnp.asarray(data) if ctx.layer is None else jnp.asarray(data)[ctx.layer]
+        if data.ndim > value.ndim or any(n not in (1, m) for n, m in zip(data.shape[::-1], value.shape[::-1])):
+            raise InputError(
+                f"the tap {path!r} has the shape {value.shape}{'' if ctx.layer is None else ' in each layer'}, to which data of "
+                f"shape {data.shape} does not broadcast"
+            )
+        return data
+
     if path in ctx.taps.replaced:
-        new = ctx.taps.replaced[path]
-        here = new if ctx.layer is None else jax.tree.map(lambda x: x[ctx.layer], new)
-        value = jnp.where(here.mask, here.value.astype(value.dtype), value)
+        new, mask = here(ctx.taps.replaced[path].value).astype(value.dtype), here(ctx.taps.replaced[path].mask)
+        value = jnp.broadcast_to(new, value.shape) if mask is None else jnp.where(mask, new, value)
     if path in dict(ctx.taps.functions):
         value = dict(ctx.taps.functions)[path](ctx.layer, value)
-    ctx.collected[path] = value if path in ctx.taps.returned else None
+    if path in ctx.taps.added:
+        value = value + here(ctx.taps.added[path]).astype(value.dtype)
+    ctx.collected[path] = value if ctx.taps.returns(path) else None
     return value
 
 
@@ -120,17 +162,31 @@ def collecting(ctx: Context) -> Context:
     return ctx if ctx.taps is None else ctx.replace(collected={})
 
 
+def check_layer_axis(ctx: Context, depth: int) -> None:
+    """Raise InputError if data for a tap inside the `depth` layers of this context's scope is not one for each."""
+    for name, arrays in {} if ctx.taps is None else ctx.taps.data().items():
+        for data in arrays:
+            if name.startswith(f"{ctx.scope}{LAYERS}/") and jnp.shape(data)[:1] != (depth,):
+                raise InputError(
+                    f"the tap {name!r} is in each of {depth} layers: expected data with a leading axis of {depth}, "
+                    f"not of shape {jnp.shape(data)}"
+                )
+
+
 def returned_taps(ctx: Context) -> dict[str, Array]:
     """What the taps asked for, once the model has run; a name that no layer taps is an error.
 
     Raises:
-      InputError: a returned, replaced or transformed name does not exist in this model.
+      InputError: a returned, replaced, changed or added name does not exist in this model.
     """
     if ctx.taps is None:
         return {}
-    for name in sorted(ctx.taps.names - set(ctx.collected)):
+    for name in sorted(ctx.taps.changes() - set(ctx.collected)):
         raise InputError(f"no tap is called {name!r} in this model: {did_you_mean(name, ctx.collected)}")
-    return {name: ctx.collected[name] for name in ctx.taps.returned}
+    for pattern in ctx.taps.returned:
+        if not any(fnmatchcase(name, pattern) for name in ctx.collected):
+            raise InputError(f"no tap is called {pattern!r} in this model: {did_you_mean(pattern, ctx.collected)}")
+    return {name: value for name, value in ctx.collected.items() if value is not None}
 
 
 def constrain(x: Array, ctx: Context, *axes: str | None) -> Array:

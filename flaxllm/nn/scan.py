@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flaxllm.errors import InputError, did_you_mean
-from flaxllm.nn.context import Context, collecting
+from flaxllm.nn.context import Context, check_layer_axis, collecting
 from flaxllm.nn.param import LAYERS
 
 Layer = Callable[[dict, Array, Context], Array]
@@ -27,12 +27,14 @@ def scan_layers(cycle: tuple[Layer, ...], params: dict | tuple, x: Array, ctx: C
     back with a leading layer axis.
 
     Raises:
-      InputError: the number of layers is no multiple of the cycle's length, or the remat policy is unknown.
+      InputError: the number of layers is no multiple of the cycle's length, the remat policy is unknown, or data of a tap
+        is not one for each layer.
     """
     depth = len(params) if isinstance(params, tuple) else jax.tree.leaves(params)[0].shape[0]
     period = len(cycle)
     if depth % period:
         raise InputError(f"{depth} layers cannot alternate {period} kinds of layer: use a multiple of {period} layers")
+    check_layer_axis(ctx, depth)
 
     def turn(x: Array, layers: tuple, first: Array | int) -> tuple[Array, list[dict]]:
         returned = []

@@ -55,7 +55,7 @@ def test_pieces_give_the_logits_of_the_whole(name, cut):
     model, params = model_and_params(name)
     cache, start, hidden = _new_cache(name), 0, []
     for count in cut:
-        piece, cache = _extend(model, params, cache, _tokens()[:, start : start + count], first=start == 0)
+        piece, cache, _ = _extend(model, params, cache, _tokens()[:, start : start + count], first=start == 0)
         hidden.append(piece)
         start += count
     expected = _logits(name, _taught(name))
@@ -74,7 +74,7 @@ def test_rows_of_different_lengths_do_not_disturb_each_other(name):
         places = jnp.minimum(read[:, None] + jnp.arange(width), LENGTH - 1)
         piece = jnp.take_along_axis(tokens, places, axis=1)
         first = int(read.max()) == 0
-        hidden, cache = _extend(model, params, cache, piece, counts, first=first)
+        hidden, cache, _ = _extend(model, params, cache, piece, counts, first=first)
         expected = jnp.take_along_axis(taught, places[..., None], axis=1)
         is_read = (jnp.arange(width) < counts[:, None])[..., None]
         np.testing.assert_allclose(jnp.where(is_read, hidden, 0), jnp.where(is_read, expected, 0), atol=3e-5)
@@ -94,9 +94,9 @@ def test_many_tokens_pass_over_empty_slots(name, monkeypatch):
 
     @jax.jit
     def read(params: dict, cache: nn.Cache) -> jax.Array:
-        _, cache = extend(model, params, cache, tokens[:, :8], jnp.array([8, 3, 5]), first=True)
+        _, cache, _ = extend(model, params, cache, tokens[:, :8], jnp.array([8, 3, 5]), first=True)
         places = cache.length[:, None] + jnp.arange(12)
-        _, cache = extend(model, params, cache, jnp.take_along_axis(tokens, places, 1), jnp.array([12, 10, 7]))
+        _, cache, _ = extend(model, params, cache, jnp.take_along_axis(tokens, places, 1), jnp.array([12, 10, 7]))
         return extend(model, params, cache, jnp.take_along_axis(tokens, cache.length[:, None], 1))[0]
 
     got = _logits(name, read(params, _new_cache(name)))
@@ -108,10 +108,10 @@ def test_many_tokens_pass_over_empty_slots(name, monkeypatch):
 def test_tokens_can_be_taken_back(name):
     model, params = model_and_params(name)
     tokens, taught = _tokens(), _taught(name)
-    _, cache = _extend(model, params, _new_cache(name, slack=4), tokens[:, :20], first=True)
-    _, cache = _extend(model, params, cache, jnp.full((ROWS, 4), 7))
+    _, cache, _ = _extend(model, params, _new_cache(name, slack=4), tokens[:, :20], first=True)
+    _, cache, _ = _extend(model, params, cache, jnp.full((ROWS, 4), 7))
     cache = cache.replace(length=cache.length - 4)
-    hidden, _ = _extend(model, params, cache, tokens[:, 20:25])
+    hidden, _, _ = _extend(model, params, cache, tokens[:, 20:25])
     np.testing.assert_allclose(hidden, taught[:, 20:25], atol=3e-5)
 
 
@@ -121,7 +121,7 @@ def test_rows_in_succession_share_a_source(name):
     shared = _new_cache(name)
     wide = empty_cache(model, 2 * ROWS, SLOTS).replace(memory=shared.memory, memory_valid=shared.memory_valid)
     tokens = jnp.repeat(_tokens(), 2, axis=0)
-    hidden, _ = _extend(model, params, wide, tokens, first=True)
+    hidden, _, _ = _extend(model, params, wide, tokens, first=True)
     np.testing.assert_allclose(hidden, jnp.repeat(_taught(name), 2, axis=0), atol=3e-5)
 
 
@@ -137,7 +137,7 @@ def test_taps_work_while_decoding():
     name = "layers/attention/weights"
     taps = nn.Taps(returned=(name,))
     whole = model.apply(parameters("llama"), _tokens(), ctx=nn.Context(taps=taps)).taps[name]
-    _, cache = _extend(model, params, _new_cache("llama"), _tokens()[:, :-1], first=True)
+    _, cache, _ = _extend(model, params, _new_cache("llama"), _tokens()[:, :-1], first=True)
     ctx = nn.reading(nn.Context(taps=taps), cache)
     last = model.apply(params, _tokens()[:, -1:], positions=cache.length[:, None], ctx=ctx).taps[name]
     seen = jnp.concatenate([last[..., : LENGTH - 1], last[..., -1:]], -1)  # the slots that hold a token, then itself
@@ -152,7 +152,7 @@ def test_stacked_layers_are_refused():
 
 def test_packed_rows_are_refused():
     model, params = model_and_params("gpt")
-    _, cache = _extend(model, params, _new_cache("gpt"), _tokens()[:, :4], first=True)
+    _, cache, _ = _extend(model, params, _new_cache("gpt"), _tokens()[:, :4], first=True)
     with pytest.raises(InputError, match="give each document a row"):
         model.apply(params, _tokens(), segments=jnp.ones((ROWS, LENGTH), int), ctx=nn.reading(nn.Context(), cache))
 

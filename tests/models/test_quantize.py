@@ -74,8 +74,8 @@ def decoded(model: Model, params: dict) -> jax.Array:
     cache = empty_cache(model, len(TOKENS), 16)
     cache = with_source(model, params, cache, TOKENS) if has_encoder(model) else cache
     taught = TOKENS[:, ::-1] if has_encoder(model) else TOKENS
-    first, cache = extend(model, params, cache, taught[:, :8], first=True)
-    second, _ = extend(model, params, cache, taught[:, 8:])
+    first, cache, _ = extend(model, params, cache, taught[:, :8], first=True)
+    second, _, _ = extend(model, params, cache, taught[:, 8:])
     return model.unembed(params, jnp.concatenate([first, second], 1))
 
 
