@@ -9,7 +9,6 @@ import numpy as np
 from flaxllm.decoding import prepare
 from flaxllm.decoding.engine import Choice, bucket
 from flaxllm.decoding.reading import check_writes, has_encoder
-from flaxllm.errors import InputError
 from flaxllm.models import Model, family
 from flaxllm.nn import Context
 from flaxllm.serving import rows
@@ -23,22 +22,25 @@ READ_A_STEP = rows.WIDTHS[0]  # so many tokens of prompts are read between two s
 class Batch:
     """`num_rows` texts of up to `max_len` tokens each, prompt included; all is done by one thread.
 
-    What a text gets does not depend on the others. A prompt that begins with what some row holds has that copied.
+    What a text gets does not depend on the others. A prompt that begins with what some row holds has that copied. Of an
+    encoder-decoder a prompt is the source: it may have `max_len` tokens, and so may its text.
 
     Raises:
-      InputError: the model writes no text, or reads a source first.
+      InputError: the model writes no text.
     """
 
     def __init__(self, model: Model, params: dict, num_rows: int, max_len: int, ctx: Context):
         check_writes(model)
-        if has_encoder(model):
-            raise InputError(f"a {model.family} model reads a source first, which is not served: use `flaxllm generate`")
-        most = model.config.max_len // rows.LEAST * rows.LEAST if model.family == "gpt" else max_len  # positions are looked up
+        self.has_source = has_encoder(model)
+        # GPT looks positions up; the others would read longer sources than they were made for, and every step looks at all of it.
+        limited = model.family == "gpt" or self.has_source
+        most = model.config.max_len // rows.LEAST * rows.LEAST if limited else max_len
         self.max_len, self.num_rows = min(max_len, most), num_rows
         self.num_copied = 0  # tokens that were not read again
         self.model, self.params, self.ctx = model, prepare(model, params), ctx
         module = family(model.family)
-        self._keeps_all = not any(module.windows(model.config)) if hasattr(module, "windows") else True
+        windows = module.windows(model.config) if hasattr(module, "windows") else ()
+        self._keeps_all = not (self.has_source or any(windows))
         self._num_top = min(rows.NUM_TOP, model.config.vocab_size)
         self._reset()
 
@@ -72,7 +74,11 @@ class Batch:
     def warm_up(self) -> None:
         """Compile all that will run."""
         settings = rows.row_settings()
-        for width in rows.WIDTHS:
+        if self.has_source:
+            one = rows.with_prompt(self._one, self._begin_of(np.zeros(1, np.int32)), 0, settings)
+            for width in (*rows.SOURCE_WIDTHS, self.max_len):
+                one, _ = rows.read_source(self.model, self.params, one, np.zeros(min(width, self.max_len), np.int32), self.ctx)
+        for width in () if self.has_source else rows.WIDTHS:
             for begin in (0, min(width, self.max_len - 1)):
                 prompt = np.zeros(min(begin + width, self.max_len), np.int32)
                 one = rows.with_prompt(self._one, prompt, begin, settings)
@@ -86,11 +92,15 @@ class Batch:
 
     def begin(self, job: Job) -> None:
         """Give a job the row that has rested longest; what another row holds of its prompt is copied."""
-        prompt = job.prompt[:-1]
-        shared, source = max((self._shared(prompt, held), row) for row, held in enumerate(self._held))
-        state = rows.take(self._rows.state, np.int32(source)) if shared else self._one
+        begin = self._begin_of(job.prompt)
+        shared, holder = max((self._shared(begin[:-1], held), row) for row, held in enumerate(self._held))
+        state = rows.take(self._rows.state, np.int32(holder)) if shared else self._one
         self.num_copied += shared
-        self._reading = self._free.popleft(), Text(job), rows.with_prompt(state, job.prompt, shared, job.settings), shared
+        self._reading = self._free.popleft(), Text(job, begin), rows.with_prompt(state, begin, shared, job.settings), shared
+
+    def _begin_of(self, prompt: np.ndarray) -> np.ndarray:
+        """The tokens that a text begins with."""
+        return np.array([self.model.config.decoder_start_token], np.int32) if self.has_source else prompt
 
     def _shared(self, prompt: np.ndarray, held: Text | None) -> int:
         """How many tokens from the first on a row holds already: all of the prompt, or so many as leave no odd piece."""
@@ -105,7 +115,10 @@ class Batch:
         """Read a piece of the prompt that is being read, and take its row among the others after the last. How many tokens
         of the budget are left."""
         row, text, one, begin = self._reading
-        prompt = text.job.prompt[:-1]
+        prompt = text.tokens[: text.begin - 1]
+        if self.has_source:
+            one, width = rows.read_source(self.model, self.params, one, text.job.prompt, self.ctx)
+            budget -= width
         if begin < len(prompt):
             one, end = rows.read_piece(self.model, self.params, one, prompt, begin, self.ctx)
             budget -= end - begin
@@ -189,5 +202,3 @@ class Batch:
     def _leave(self, row: int) -> None:
         del self._active[row]
         self._free.append(row)
-
-

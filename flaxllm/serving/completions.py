@@ -67,6 +67,8 @@ def read_request(service: Service, body: dict[str, Any]) -> Request:
     count = given["n"] if given["best_of"] is None else given["best_of"]
     if count < given["n"]:
         raise ApiError(f"best_of is {count} and n is {given['n']}: the best n are chosen from as many or more", "best_of")
+    if given["echo"] and service.has_source:
+        raise ApiError("this model transforms a prompt, and does not write on after it: leave echo out", "echo")
     if given["stream"] and count > given["n"]:
         raise ApiError("best_of above n cannot be streamed: the best are known at the end only", "best_of")
     prompts = service.read_rows(given["prompt"], "prompt", MAX_TEXTS)

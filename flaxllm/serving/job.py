@@ -41,11 +41,11 @@ class Job:
 
 
 class Text:
-    """A job in a row: the tokens that are known here, prompt and new ones, and how many steps were taken for it."""
+    """A job in a row: the tokens that are known here, those it begins with and new ones, and how many steps were taken for it."""
 
-    def __init__(self, job: Job):
-        self.job, self.begin = job, len(job.prompt)
-        self.tokens = np.concatenate([job.prompt, np.zeros(job.max_new, np.int32)])
+    def __init__(self, job: Job, begin: np.ndarray):
+        self.job, self.begin = job, len(begin)
+        self.tokens = np.concatenate([begin, np.zeros(job.max_new, np.int32)])
         self.known, self.steps, self.ended = self.begin, 0, False
 
     @property

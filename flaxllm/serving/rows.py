@@ -1,8 +1,9 @@
 """The rows of a server on the device: a fixed number of texts being written, of which each step writes a token more.
 
 A prompt is read by itself, in pieces of few lengths so that few programs are compiled, all but its last token: that is read
-by the step that writes the first new one. Then its row is put among the others as a whole, so nothing of the row's former
-text is left. A row at rest computes as the others do, and its length stays.
+by the step that writes the first new one. An encoder-decoder reads its source at once, filled up to one of few lengths. Then
+the row is put among the others as a whole, so nothing of its former text is left. A row at rest computes as the others do,
+and its length stays.
 """
 
 from functools import partial
@@ -18,13 +19,14 @@ from flaxllm import nn
 from flaxllm.decoding import engine, sampling
 from flaxllm.decoding.engine import Choice, State
 from flaxllm.decoding.processors import History
-from flaxllm.decoding.reading import empty_cache
+from flaxllm.decoding.reading import empty_cache, has_encoder, with_source
 from flaxllm.decoding.sampling import UNUSED, Sampling
 from flaxllm.models import Model
 from flaxllm.nn import Context
 
 WIDTHS = (512, 64, 16)  # tokens that are read at a time
 LEAST = WIDTHS[-1]
+SOURCE_WIDTHS = (16, 64, 256)  # and as many as a source may have
 MAX_BIASES = 512
 NUM_TOP = 20
 PLAIN = ("temperature",)
@@ -41,10 +43,15 @@ class Rows(struct.PyTreeNode):
 
 
 def empty_rows(model: Model, params: dict, count: int, slots: int, ctx: Context) -> Rows:
-    """Rows that have read nothing, for texts of up to `slots` tokens."""
+    """Rows that have read nothing, for texts of up to `slots` tokens, and for sources of as many."""
     dtype = ctx.compute_dtype or params["embedding"]["tokens"].dtype
+    cache = empty_cache(model, count, slots, dtype)
+    if has_encoder(model):
+        sources = jnp.zeros((count, slots), jnp.int32)
+        shapes = jax.eval_shape(partial(with_source, model), params, cache, sources, sources > 0)
+        cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     history = History(jnp.zeros((count, slots), jnp.int32), jnp.ones(count, jnp.int32), jnp.ones(count, jnp.int32))
-    state = State(empty_cache(model, count, slots, dtype), jnp.zeros((count, model.config.d_model), dtype), history)
+    state = State(cache, jnp.zeros((count, model.config.d_model), dtype), history)
     settings = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), row_settings(temperature=0))
     return Rows(state, settings.replace(used=FULL))
 
@@ -83,6 +90,28 @@ def read_piece(
     tokens[0, :count] = prompt[begin : begin + count]
     state = engine.read(model, params, one.state, tokens, np.array([count], np.int32), begin == 0, ctx)
     return one.replace(state=state), begin + count
+
+
+def read_source(model: Model, params: dict, one: Rows, source: Int[np.ndarray, "source"], ctx: Context) -> tuple[Rows, int]:
+    """A single row whose decoder will look at a source, and as how many tokens that was read. Its state is used up."""
+    slots = one.state.history.tokens.shape[1]
+    width = min([width for width in SOURCE_WIDTHS if len(source) <= width], default=slots)
+    tokens = np.zeros((1, min(width, slots)), np.int32)
+    tokens[0, : len(source)] = source
+    valid = np.arange(tokens.shape[1])[None] < len(source)
+    return one.replace(state=_with_source(model, params, one.state, tokens, valid, ctx)), tokens.shape[1]
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="state")
+def _with_source(
+    model: Model, params: dict, state: State, source: Int[Array, "1 source"], valid: Bool[Array, "1 source"], ctx: Context
+) -> State:
+    cache = with_source(model, params, state.cache, source, valid, ctx)
+    # The places beyond are those of another source, which are not valid.
+    filled = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0,) * old.ndim),
+                          state.cache.memory, cache.memory)  # fmt: skip
+    beyond = state.cache.memory_valid.shape[1] - source.shape[1]
+    return state.replace(cache=cache.replace(memory=filled, memory_valid=jnp.pad(valid, ((0, 0), (0, beyond)))))
 
 
 @partial(jax.jit, donate_argnames="rows")

@@ -37,6 +37,11 @@ class Service:
         return self.scheduler.batch.max_len if self.scheduler else self.encoder.max_len
 
     @property
+    def has_source(self) -> bool:
+        """A prompt is what the model transforms, and no beginning of what it writes."""
+        return self.scheduler is not None and self.scheduler.batch.has_source
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end a text: the model's, or the tokenizer's where its config names none."""
         given = (self.tokenizer.eos, self.tokenizer.end_of_text)
@@ -98,7 +103,7 @@ class Service:
         Raises:
           ApiError: one is not of the model's vocabulary.
         """
-        size = self.model.config.vocab_size
+        size = getattr(self.model.config, "source_vocab_size", None) or self.model.config.vocab_size
         wrong = next((token for token in tokens if not 0 <= token < size), None)
         if wrong is not None:
             raise ApiError(f"{param} has the token {wrong}: expected whole numbers from 0 to {size - 1}", param)
@@ -110,6 +115,8 @@ class Service:
         Raises:
           ApiError: there is no such room.
         """
+        if self.has_source:
+            return self._check_sizes(prompt, new, param, limit_param)
         if prompt + (new or 0) > self.max_len or new is None and prompt == self.max_len:
             wanted = "" if new is None else f" and {new} new ones"
             blamed = param if prompt >= self.max_len else limit_param
@@ -118,3 +125,15 @@ class Service:
                 f"{'' if new is None else f' or lower {limit_param}'}", blamed, code="context_length_exceeded"
             )  # fmt: skip
         return self.max_len - prompt if new is None else new
+
+    def _check_sizes(self, source: int, new: int | None, param: str, limit_param: str) -> int:
+        """As `check_room`, where a source and what is written after it each have room of their own."""
+        most = self.max_len - 1  # a text begins with a token that nobody sees
+        for count, limit, what, blamed in ((source, self.max_len, "prompt", param), (new or 0, most, "text", limit_param)):
+            if count > limit:
+                raise ApiError(
+                    f"a {what} may have {limit} tokens here, and {count} are more: lower {limit_param}" if blamed == limit_param
+                    else f"a {what} may have {limit} tokens here, and {count} are more: shorten the {what}",
+                    blamed, code="context_length_exceeded",
+                )  # fmt: skip
+        return most if new is None else new

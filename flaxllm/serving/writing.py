@@ -49,9 +49,9 @@ class Wish(NamedTuple):
 class Written:
     """One text as it grows."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, prompt: np.ndarray, wish: Wish, emit: Callable[[Piece], None]):
+    def __init__(self, index: int, tokenizer: Tokenizer, before: np.ndarray, wish: Wish, emit: Callable[[Piece], None]):
         self.index, self.num_tokens, self._logprob = index, 0, 0.0
-        self._stream = TextStream(tokenizer, wish.stop, after=prompt)
+        self._stream = TextStream(tokenizer, wish.stop, after=before)
         self._wish, self._emit = wish, emit
         self._entries: list[Entry] = []
         self.begun: float | None = None  # when the first token came
@@ -104,7 +104,8 @@ class Writing:
         seed = secrets.randbits(62) if seed is None else seed
         self.texts, self.jobs = [], []
         for number, prompt in enumerate(np.repeat(np.arange(len(prompts)), count)):
-            text = Written(number, tokenizer, prompts[prompt], wish, self._emit)
+            before = prompts[prompt][:0] if scheduler.batch.has_source else prompts[prompt]
+            text = Written(number, tokenizer, before, wish, self._emit)
             settings = row_settings((seed + number) % 2**64, **wish.options)
             self.texts.append(text)
             self.jobs.append(Job(prompts[prompt], settings, max_new[prompt], text.on_token, text.on_end, wish.wants_top))

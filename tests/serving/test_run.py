@@ -88,8 +88,8 @@ def test_a_port_that_is_taken_is_said_first():
 
 
 def test_what_cannot_be_served_is_said():
-    model = build("t5", dict(vocab_size=50, num_layers=1, num_heads=2, head_dim=4, d_model=8, d_mlp=8))
-    with pytest.raises(InputError, match="a t5 model reads a source first"):
+    model = build("t5", dict(vocab_size=50, num_layers=1, num_heads=2, head_dim=4, d_model=8, d_mlp=8), head="encoder")
+    with pytest.raises(InputError, match="this t5 model has the head 'encoder', which writes no text"):
         Batch(model, {}, 2, 32, Context())
 
 
