@@ -11,6 +11,7 @@ _HOMES = {
     "Context": "flaxllm.nn",
     "InputError": "flaxllm.errors",
     "Model": "flaxllm.models",
+    "Replacement": "flaxllm.nn",
     "Taps": "flaxllm.nn",
     "default_config": "flaxllm.training",
     "from_pretrained": "flaxllm.pretrained",
@@ -23,8 +24,8 @@ _HOMES = {
     "train": "flaxllm.training",
 }
 _ROOMS = (
-    "adapters", "data", "decoding", "errors", "metrics", "models", "nn", "objectives", "parallel", "pipelines", "pretrained",
-    "serving", "training",
+    "adapters", "data", "decoding", "errors", "interpret", "metrics", "models", "nn", "objectives", "parallel", "pipelines",
+    "pretrained", "serving", "training",
 )  # fmt: skip
 
 __all__ = sorted([*_HOMES, *_ROOMS])

@@ -154,7 +154,7 @@ def apply(
     dense = Mask(causal=True, query_segments=segments, key_segments=segments, key_valid=valid)
     cycle = tuple(partial(_layer, config=config, mask=dense.replace(window=window)) for window in windows(config))
     x = nn.scan_layers(cycle, params["layers"], x, ctx)
-    x = tap(nn.layer_norm(params["final_norm"], x, config.norm_eps, ctx), "hidden", ctx)
+    x = tap(final_norm(params, config, x, ctx), "hidden", ctx)
     return Output(hidden=x, taps=nn.returned_taps(ctx))
 
 
@@ -174,6 +174,11 @@ def _layer(params: dict, x: Array, ctx: Context, config: Config, mask: Mask) -> 
     transformed = nn.feed_forward(params["mlp"], normed, config.activation, ctx)
     x = tap(x + nn.dropout(transformed, config.dropout, "mlp", ctx), "out", ctx)
     return constrain(x, ctx, "batch", "length", None)
+
+
+def final_norm(params: dict, config: Config, x: Float[Array, "*batch embed"], ctx: Context) -> Float[Array, "*batch embed"]:
+    """What stands between the last layer and `unembed`."""
+    return nn.layer_norm(params["final_norm"], x, config.norm_eps, ctx)
 
 
 def unembed(

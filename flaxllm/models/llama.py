@@ -224,7 +224,7 @@ def apply(
     masks = [dense.replace(window=window) for window in windows(config)]
     cycle = tuple(partial(_layer, config=config, mask=mask, turn=turn) for mask in masks)
     x = nn.scan_layers(cycle, params["layers"], x, ctx)
-    x = tap(nn.rms_norm(params["final_norm"], x, config.norm_eps, ctx), "hidden", ctx)
+    x = tap(final_norm(params, config, x, ctx), "hidden", ctx)
     return Output(hidden=x, taps=nn.returned_taps(ctx))
 
 
@@ -265,6 +265,11 @@ def _layer(params: dict, x: Array, ctx: Context, config: Config, mask: Mask, tur
     transformed = nn.feed_forward(params["mlp"], normed, config.activation, ctx)
     x = tap(x + nn.dropout(transformed, config.dropout, "mlp", ctx), "out", ctx)
     return constrain(x, ctx, "batch", "length", None)
+
+
+def final_norm(params: dict, config: Config, x: Float[Array, "*batch embed"], ctx: Context) -> Float[Array, "*batch embed"]:
+    """What stands between the last layer and `unembed`."""
+    return nn.rms_norm(params["final_norm"], x, config.norm_eps, ctx)
 
 
 def unembed(

@@ -290,7 +290,7 @@ def _run_stack(
     x = tap(nn.embed(params["embedding"]["tokens"], tokens, ctx), "embedding", ctx)
     x = constrain(nn.dropout(x, config.dropout, "embedding", ctx), ctx, "batch", "length", None)
     x = nn.scan_layers((partial(layer, bias=tap(bias, "relative_bias", ctx)),), stack["layers"], x, ctx)
-    x = tap(nn.rms_norm(stack["final_norm"], x, config.norm_eps, ctx), "hidden", ctx)
+    x = tap(final_norm(stack, config, x, ctx), "hidden", ctx)
     return nn.dropout(x, config.dropout, "hidden", ctx)
 
 
@@ -323,6 +323,11 @@ def _add_mlp(params: dict, x: Array, config: Config, ctx: Context) -> Array:
     normed = tap(nn.rms_norm(params["mlp_norm"], x, config.norm_eps, ctx), "mlp_norm", ctx)
     transformed = nn.feed_forward(params["mlp"], normed, config.activation, ctx, dropout_rate=config.dropout)
     return constrain(x + nn.dropout(transformed, config.dropout, "mlp", ctx), ctx, "batch", "length", None)
+
+
+def final_norm(params: dict, config: Config, x: Float[Array, "*batch embed"], ctx: Context) -> Float[Array, "*batch embed"]:
+    """What stands after the last layer of a stack: `params` are those of the encoder or the decoder."""
+    return nn.rms_norm(params["final_norm"], x, config.norm_eps, ctx)
 
 
 def unembed(

@@ -59,9 +59,9 @@ class Taps(struct.PyTreeNode):
     is what goes on.
     """
 
-    returned: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    returned: str | tuple[str, ...] = struct.field(pytree_node=False, default=())
     replaced: dict[str, Replacement] = field(default_factory=dict)
-    functions: tuple[tuple[str, Any], ...] = struct.field(pytree_node=False, default=())
+    functions: Mapping[str, Any] | tuple[tuple[str, Any], ...] = struct.field(pytree_node=False, default=())
     added: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -77,7 +77,7 @@ class Taps(struct.PyTreeNode):
         """The names of values that go on changed."""
         return {*self.replaced, *self.added, *dict(self.functions)}
 
-    def data(self) -> dict[str, list[Array]]:
+    def data(self) -> dict[str, list[Any]]:
         """All arrays by the name of their tap."""
         new = {name: [x for x in (r.value, r.mask) if x is not None] for name, r in self.replaced.items()}
         return {name: [*new.get(name, []), *([self.added[name]] if name in self.added else [])] for name in {*new, *self.added}}

@@ -55,14 +55,14 @@ def scan_layers(cycle: tuple[Layer, ...], params: dict | tuple, x: Array, ctx: C
         by_layer = {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
     else:
 
-        def body(x: Array, turn_input: tuple) -> tuple[Array, dict]:
-            x, returned = turn(x, *turn_input)
-            return x, {name: jnp.stack([taps[name] for taps in returned]) for name in returned[0]}
+        def body(x: Array, turn_input: tuple) -> tuple[Array, list[dict]]:
+            return turn(x, *turn_input)
 
         # Each kind of layer is scanned over as it is: cut inside the body, every kernel would be saved a second time.
         kinds = tuple(jax.tree.map(lambda p: p[phase::period], params) for phase in range(period))
-        x, taps = jax.lax.scan(body, x, (kinds, jnp.arange(0, depth, period)))
-        by_layer = {name: value.reshape(depth, *value.shape[2:]) for name, value in taps.items()}
+        x, phases = jax.lax.scan(body, x, (kinds, jnp.arange(0, depth, period)))
+        by_layer = {name: jnp.stack([taps[name] for taps in phases], 1) for name in phases[0]}
+        by_layer = {name: value.reshape(depth, *value.shape[2:]) for name, value in by_layer.items()}
     if ctx.collected is not None:
         ctx.collected.update(by_layer)
     return x
