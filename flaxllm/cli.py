@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import flaxllm
+from flaxllm import usage
 from flaxllm.errors import InputError, did_you_mean
 from flaxllm.memory import restart_with_huge_pages
 
@@ -20,146 +21,6 @@ TEXTS = ("config", "workdir", "mode", "slurm")
 MODES = ("train", "eval")
 SWITCHES = ("dry_run", "sweep", "distributed", "help")
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-
-TRAIN_HELP = """\
-Trains a language model as an experiment file describes. The same command again
-resumes where it stopped.
-
-usage: {command} --config=FILE[:ARGUMENT] --workdir=FOLDER [flags]
-
-  --config=FILE[:ARGUMENT]  the experiment: a Python file with get_config()
-  --config.KEY=VALUE        change a key: --config.optimizer.learning_rate=3e-4
-  --workdir=FOLDER          where checkpoints, metrics and samples go
-  --mode=eval               only judge the workdir's model by the held-out set
-  --dry_run                 only show parameters, devices, memory and operations
-  --sweep                   train each run that the file's sweep(add) adds
-  --slurm=OPTION:VALUE,...  train in Slurm jobs: --slurm=partition:gpu,timeout_min:60
-  --distributed             join the run's other processes, which are found under
-                            Slurm, MPI, Kubernetes and on TPU pods; elsewhere set
-                            JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES
-                            and JAX_PROCESS_ID
-  --help                    show this
-
-examples:
-  {command} --config=experiments/quickstart.py --workdir=runs/quickstart
-  {command} --config=experiments/quickstart.py --config.mesh=fsdp:4 --dry_run
-  {command} --config=experiments/shakespeare_char.py:input.txt \\
-      --workdir=runs/rates --sweep
-"""
-
-INSPECT_HELP = """\
-Shows what a checkpoint holds, without reading its tensors: architecture, parameters
-and their names, memory, and what is tied, left out, missing or unmapped.
-
-usage: flaxllm inspect PATH [--head=HEAD] [--quantize=KIND [--text=SOURCE]]
-
-  PATH             a Hugging Face folder, a hub id, or a .gguf file
-  --head=HEAD      as another head would see it: base, sequence-classification, ...
-  --quantize=KIND  instead, what int8 or int4 weights would save, and cost: memory and
-                   perplexity, before and after
-  --text=SOURCE    on this text: a file, a folder, python-docs (the default), ...
-  --help           show this
-"""
-
-CONVERT_HELP = """\
-Reads a checkpoint and writes it as a Hugging Face folder, with its tokenizer.
-
-usage: flaxllm convert SOURCE FOLDER [--dtype=DTYPE] [--head=HEAD]
-
-  SOURCE         a Hugging Face folder, a hub id, or a .gguf file
-  FOLDER         where config.json, safetensors and tokenizer files go
-  --dtype=DTYPE  float32, bfloat16 or float16 (the checkpoint's own unless given)
-  --head=HEAD    with another head: base leaves out the one there is
-  --help         show this
-"""
-
-GENERATE_HELP = """\
-Writes on after a prompt with the model of a checkpoint, as it comes.
-
-usage: flaxllm generate PATH PROMPT [flags]
-
-  PATH                      a Hugging Face folder, a hub id, or a .gguf file
-  PROMPT                    the text to go on from (- reads it from standard input);
-                            for T5 and Marian, what they are to transform
-  --max_new_tokens=64       tokens to write at most
-  --temperature=1           0 always takes the likeliest token
-  --top_k=0 --top_p=1 --min_p=0 --typical_p=1
-                            draw among the likeliest only
-  --repetition_penalty=1 --presence_penalty=0 --frequency_penalty=0
-  --no_repeat_ngram_size=0  no sequence of so many tokens twice
-  --min_new_tokens=0        tokens to write at least
-  --num_beams=1             search with so many beams (with --length_penalty=1)
-  --stop=TEXT               end before this text
-  --seed=0                  another one draws another text
-  --chat                    put the prompt as a user's message, for chat models
-  --dtype=DTYPE             float32, bfloat16 or float16 (the checkpoint's own unless given)
-  --help                    show this
-
-examples:
-  flaxllm generate HuggingFaceTB/SmolLM2-135M-Instruct --chat "What is a transformer?"
-  flaxllm generate google-t5/t5-small --temperature=0 \\
-      "translate English to German: The house is wonderful."
-"""
-
-SERVE_HELP = """\
-Serves a checkpoint over HTTP, as OpenAI's API has it: completions, chat, embeddings.
-
-usage: flaxllm serve PATH [flags]
-
-  PATH                     a Hugging Face folder, a hub id, or a .gguf file
-  --port=8000              where to listen
-  --host=127.0.0.1         on which address; 0.0.0.0 for all
-  --slots=8                so many texts are written at once
-  --max_len=2048           tokens of a text, its prompt included
-  --max_queue=64           so many may wait; beyond that the answer is 429
-  --served_model_name=A,B  the names that clients may ask for
-  --timeout=600            seconds after which a request is given up
-  --dtype=DTYPE            float32, bfloat16 or float16 (the checkpoint's own unless given)
-  --help                   show this
-
-FLAXLLM_API_KEY in the environment is the key that clients must then send.
-"""
-
-PIPELINE_HELP = """\
-Does a task with a checkpoint: what goes in and comes out is named as in transformers.
-
-usage: flaxllm pipeline TASK PATH [TEXT] [flags]
-
-  TASK            text-classification, token-classification (or ner),
-                  question-answering, fill-mask, feature-extraction,
-                  text-generation, summarization, translation,
-                  translation_en_to_de, zero-shot-classification
-  PATH            a Hugging Face folder, a hub id, or a .gguf file
-  TEXT            the text (- reads one a line from standard input); for
-                  question-answering the context
-  --OPTION=VALUE  an option of the task, such as --top_k=3, --question=TEXT,
-                  --candidate_labels=A,B, --aggregation_strategy=simple,
-                  --num_beams=4, --truncation
-  --dtype=DTYPE   float32, bfloat16 or float16 (the checkpoint's own unless given)
-  --help          show this
-
-In a pipe each text gives a line of JSON, on a terminal lines to read.
-
-examples:
-  flaxllm pipeline translation_en_to_de google-t5/t5-small "The house is wonderful."
-  flaxllm pipeline question-answering deepset/roberta-base-squad2 \\
-      "My name is Wolfgang and I live in Berlin" --question="Where do I live?"
-"""
-
-HELP = """\
-Transformer language models as pure JAX functions.
-
-usage: flaxllm COMMAND [flags]
-
-  train       train a model as an experiment file describes
-  inspect     show what a checkpoint holds: its architecture, parameters, memory
-  convert     write a checkpoint anew: in another dtype, or from a GGUF file
-  generate    write text after a prompt
-  pipeline    do a task with a checkpoint: classify, answer, translate, ...
-  serve       answer over HTTP as OpenAI's API does
-
-`flaxllm COMMAND --help` shows a command's flags, `flaxllm --version` the version.
-"""
 
 
 def launch(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -201,11 +62,13 @@ def _main(arguments: list[str]) -> int:
         "convert": _convert,
         "generate": _generate,
         "pipeline": _pipeline,
+        "attention": _attention,
+        "lens": _lens,
         "serve": _serve,
     }
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(HELP, end="")
+        print(usage.COMMANDS, end="")
         return 0
     if name == "--version":
         print(f"flaxllm {flaxllm.__version__}")
@@ -216,8 +79,16 @@ def _main(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
-    given = _command_line(arguments, INSPECT_HELP, ("PATH",), {"head": str, "quantize": str, "text": str})
+    kinds = {"head": str, "quantize": str, "text": str, "taps": bool}
+    given = _command_line(arguments, usage.INSPECT, ("PATH",), kinds)
     if given is None:
+        return 0
+    if given.flags.pop("taps", False):
+        from flaxllm.interpret import show_taps
+
+        if "quantize" in given.flags or "text" in given.flags:
+            raise InputError("--taps shows the names of inner values: leave --quantize and --text out")
+        show_taps(*given.places, **given.flags)
         return 0
     if "quantize" in given.flags:
         from flaxllm.quantization import show_quantized
@@ -235,7 +106,7 @@ def _inspect(arguments: list[str]) -> int:
 
 
 def _convert(arguments: list[str]) -> int:
-    given = _command_line(arguments, CONVERT_HELP, ("SOURCE", "FOLDER"), {"dtype": str, "head": str})
+    given = _command_line(arguments, usage.CONVERT, ("SOURCE", "FOLDER"), {"dtype": str, "head": str})
     if given is not None:
         from flaxllm.pretrained import convert
 
@@ -251,7 +122,7 @@ _WRITING = {
 
 
 def _generate(arguments: list[str]) -> int:
-    given = _command_line(arguments, GENERATE_HELP, ("PATH", "PROMPT"), _WRITING)
+    given = _command_line(arguments, usage.GENERATE, ("PATH", "PROMPT"), _WRITING)
     if given is not None:
         from flaxllm.compiled import keep_compiled
         from flaxllm.pipelines import write
@@ -268,12 +139,39 @@ def _pipeline(arguments: list[str]) -> int:
         from flaxllm.pipelines.command import flag_kinds, run_pipeline
 
         kinds |= flag_kinds(arguments[0])
-    given = _command_line(arguments, PIPELINE_HELP, ("TASK", "PATH", "[TEXT]"), kinds)
+    given = _command_line(arguments, usage.PIPELINE, ("TASK", "PATH", "[TEXT]"), kinds)
     if given is not None:
         from flaxllm.compiled import keep_compiled
 
         keep_compiled()
         run_pipeline(*given.places, **given.flags)
+    return 0
+
+
+_DRAWING = {"target": str, "output": str, "png": str, "dtype": str}
+
+
+def _attention(arguments: list[str]) -> int:
+    given = _command_line(arguments, usage.ATTENTION, ("PATH", "TEXT"), _DRAWING)
+    if given is not None:
+        from flaxllm.compiled import keep_compiled
+        from flaxllm.interpret.command import draw_attention
+
+        keep_compiled()
+        path, text = given.places
+        draw_attention(path, sys.stdin.read() if text == "-" else text, **given.flags)
+    return 0
+
+
+def _lens(arguments: list[str]) -> int:
+    given = _command_line(arguments, usage.LENS, ("PATH", "TEXT"), _DRAWING)
+    if given is not None:
+        from flaxllm.compiled import keep_compiled
+        from flaxllm.interpret.command import draw_lens
+
+        keep_compiled()
+        path, text = given.places
+        draw_lens(path, sys.stdin.read() if text == "-" else text, **given.flags)
     return 0
 
 
@@ -284,7 +182,7 @@ _SERVING = {
 
 
 def _serve(arguments: list[str]) -> int:
-    given = _command_line(arguments, SERVE_HELP, ("PATH",), _SERVING)
+    given = _command_line(arguments, usage.SERVE, ("PATH",), _SERVING)
     if given is not None:
         from flaxllm.compiled import keep_compiled
         from flaxllm.serving import serve
@@ -299,13 +197,13 @@ class _Given(NamedTuple):
     flags: dict[str, object]
 
 
-def _command_line(arguments: list[str], usage: str, places: Sequence[str], kinds: Mapping[str, type]) -> _Given | None:
+def _command_line(arguments: list[str], shown: str, places: Sequence[str], kinds: Mapping[str, type]) -> _Given | None:
     """What is given in `places` (those in brackets may be left out) and as flags, each of its kind; None once the help is
     shown."""
     values = flags.FlagValues()
     for name, kind in kinds.items():
         define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean}
-        define[kind](name, None, "", flag_values=values)
+        define[kind](name, None, "", flag_values=values, short_name="o" if name == "output" else None)
     flags.DEFINE_boolean("help", False, "", flag_values=values, short_name="h")
     try:
         rest = values(["flaxllm", *arguments])[1:]
@@ -318,7 +216,7 @@ def _command_line(arguments: list[str], usage: str, places: Sequence[str], kinds
     except (flags.Error, ValueError) as error:
         raise InputError(f"{error} (--help shows all flags)") from error
     if values.help:
-        print(usage, end="")
+        print(shown, end="")
         return None
     if not len([place for place in places if place[0] != "["]) <= len(rest) <= len(places):
         raise InputError(f"expected {' and '.join(places)}, got {' and '.join(map(repr, rest)) or 'nothing'} (--help shows more)")
@@ -329,7 +227,7 @@ def _train(arguments: list[str], command: str) -> int:
     values = _train_flags()
     rest = _parse(values, arguments, known_only=True)
     if values.help:
-        print(TRAIN_HELP.format(command=command), end="")
+        print(usage.TRAIN.format(command=command), end="")
         return 0
     _check_given(values, rest)
     from flaxllm.training import NonFiniteError, cluster, dry_run, evaluate, experiment, sweep, train
@@ -338,6 +236,8 @@ def _train(arguments: list[str], command: str) -> int:
         cluster.start_distributed()
     loaded = experiment.load_experiment(values.config)
     config = _overridden(loaded.config, arguments)
+    if loaded.run and (values.mode == "eval" or values.sweep or values.slurm is not None):
+        raise InputError(f"{loaded.path} has a run of its own: leave --mode=eval, --sweep and --slurm out")
     trials = sweep.plan_sweep(loaded, config) if values.sweep else []
     if values.dry_run:
         dry_run.dry_run(config)
@@ -351,7 +251,7 @@ def _train(arguments: list[str], command: str) -> int:
         done = sweep.run_sweep(trials, workdir)
     else:
         try:
-            (evaluate if values.mode == "eval" else train)(config, workdir)
+            (evaluate if values.mode == "eval" else loaded.run or train)(config, workdir)
         except NonFiniteError as error:
             return _complain(f"error: {error}", FAILED)
         done = True

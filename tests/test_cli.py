@@ -153,6 +153,32 @@ def test_a_switch_in_the_config_needs_no_value(given, value, trained, monkeypatc
     assert trained[0][0].train.flag is value
 
 
+RUN = """
+def run(config, workdir):
+    (workdir / "ran").write_text(str(config.seed))
+"""
+
+
+def test_an_experiments_own_run_takes_the_place_of_training(folder, trained):
+    Path("own.py").write_text(Path("tiny.py").read_text() + RUN)
+    assert in_process("--config=own.py", "--workdir=w", "--config.seed=5") == 0
+    assert (folder / "w" / "ran").read_text() == "5" and trained == []
+
+
+def test_it_is_planned_as_any_other(folder, capsys):
+    Path("own.py").write_text(Path("tiny.py").read_text() + RUN)
+    assert in_process("--config=own.py", "--dry_run") == 0
+    assert "memory on a device" in capsys.readouterr().out and not Path("w").exists()
+
+
+@pytest.mark.parametrize("flag", ["--mode=eval", "--sweep", "--slurm=timeout_min:9"])
+def test_what_an_own_run_cannot_be_done_with_is_said(flag, capsys, trained):
+    Path("own.py").write_text(Path("tiny.py").read_text() + RUN)
+    assert in_process("--config=own.py", "--workdir=w", flag) == 2
+    assert capsys.readouterr().err == "error: own.py has a run of its own: leave --mode=eval, --sweep and --slurm out\n"
+    assert trained == [] and not Path("w").exists()
+
+
 def raising(error: BaseException):
     def train(config, workdir):
         raise error
