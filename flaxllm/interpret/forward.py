@@ -51,8 +51,8 @@ def writer(model: Model) -> str:
     """
     if model.head not in (*TEXT_HEADS, *VOCABULARY_HEADS):
         raise InputError(
-            f"this {model.family} model has the head {model.head or 'base'!r} and no logits over a vocabulary: load it with one of "
-            f"{', '.join((*TEXT_HEADS, *VOCABULARY_HEADS))}, if its family has it"
+            f"this {model.family} model has the head {model.head or 'base'!r} and no logits over a vocabulary: load it with one "
+            f"of {', '.join((*TEXT_HEADS, *VOCABULARY_HEADS))}, if its family has it"
         )
     return "decoder/" if has_encoder(model) else ""
 

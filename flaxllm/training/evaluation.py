@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxllm import data
+from flaxllm.models import Model
 from flaxllm.objectives import Judge, Objective, Term, add_terms
 from flaxllm.parallel import Placement
 from flaxllm.training.gathering import of_all_processes, whole
@@ -16,6 +17,7 @@ from flaxllm.training.samples import write_texts
 from flaxllm.training.state import TrainState
 
 Write = Callable[[Sequence[np.ndarray]], list[str]]
+Measure = Callable[[Model, dict], dict[str, float]]
 
 
 class EvalSet(NamedTuple):
@@ -43,13 +45,16 @@ def make_eval_set(
     return EvalSet(items, batches, judge, text_bytes)
 
 
-def evaluate_run(config: ConfigDict, run: Any, state: TrainState) -> dict[str, float]:
-    """The metrics of all of a run's sets, by the names they are written under: `eval/loss`, or `eval/<part>/loss`."""
+def evaluate_run(config: ConfigDict, run: Any, state: TrainState, measure: Measure | None = None) -> dict[str, float]:
+    """The metrics of all of a run's sets, by the names they are written under: `eval/loss`, or `eval/<part>/loss`; and those
+    of `measure`."""
+
+    def params() -> dict:
+        """Whole, as each process does something else with them."""
+        return run.trained.merge(*(jax.tree.map(whole, run.placement.gather(tree)) for tree in (state.params, state.frozen)))
 
     def write(prompts: Sequence[np.ndarray]) -> list[str]:
-        trained, frozen = (jax.tree.map(whole, run.placement.gather(tree)) for tree in (state.params, state.frozen))
-        params = run.trained.merge(trained, frozen)  # whole, as each process writes other texts
-        own = write_texts(run.model, params, run.tokenizer, prompts[jax.process_index() :: jax.process_count()], config.eval)
+        own = write_texts(run.model, params(), run.tokenizer, prompts[jax.process_index() :: jax.process_count()], config.eval)
         shares = of_all_processes(own)
         return [shares[number % len(shares)][number // len(shares)] for number in range(len(prompts))]
 
@@ -57,7 +62,7 @@ def evaluate_run(config: ConfigDict, run: Any, state: TrainState) -> dict[str, f
     for part, eval_set in run.eval_sets.items():
         found = evaluate(run.eval_step, state, eval_set, run.placement, write)
         metrics |= {"/".join(filter(None, ("eval", part, name))): value for name, value in found.items()}
-    return metrics
+    return metrics | {f"eval/{name}": value for name, value in (measure(run.model, params()) if measure else {}).items()}
 
 
 def in_words(metrics: dict[str, float]) -> str:

@@ -1,4 +1,5 @@
-"""An experiment file: Python with a function `get_config()`, or `get_config(argument)`, and perhaps `sweep(add)`."""
+"""An experiment file: Python with a function `get_config()`, or `get_config(argument)`, and perhaps `sweep(add)` or `run(config,
+workdir)`."""
 
 import importlib.util
 import inspect
@@ -25,11 +26,13 @@ _FREE = ("model.", "data.columns.", "data.mixture.")  # the sections whose keys 
 
 
 class Experiment(NamedTuple):
-    """What a file describes. `sweep` calls the function it is given once for each run, with that run's changes."""
+    """What a file describes. `sweep` calls the function it is given once for each run, with that run's changes; `run` is what
+    is done with the config in place of training once."""
 
     path: Path
     config: ConfigDict
     sweep: Callable[[Callable[[dict[str, object]], None]], None] | None
+    run: Callable[[ConfigDict, Path], None] | None
 
 
 def load_experiment(spec: str) -> Experiment:
@@ -52,7 +55,7 @@ def load_experiment(spec: str) -> Experiment:
     with errors_of(path):
         config = get_config(*arguments)
     _check_config(config, path)
-    return Experiment(path, config, getattr(module, "sweep", None))
+    return Experiment(path, config, getattr(module, "sweep", None), _own_run(module, path))
 
 
 def make_workdir(workdir: str | Path) -> Path:
@@ -115,6 +118,16 @@ def _check_call(get_config: Callable, arguments: list[str], path: Path) -> None:
         if arguments:
             raise InputError(f"{path} takes no argument, got {arguments[0]!r}: write --config={path}") from error
         raise InputError(f"{path} needs an argument: write --config={path}:ARGUMENT") from error
+
+
+def _own_run(module: ModuleType, path: Path) -> Callable[[ConfigDict, Path], None] | None:
+    run = getattr(module, "run", None)
+    try:
+        if run is not None:
+            inspect.signature(run).bind("config", "workdir")
+    except TypeError as error:  # a signature that does not fit, or nothing that has one
+        raise InputError(f"the run of {path} cannot be called as run(config, workdir): let it take these") from error
+    return run
 
 
 def _check_config(config: object, path: Path) -> None:

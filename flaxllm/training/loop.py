@@ -12,7 +12,7 @@ from flaxllm import nn
 from flaxllm.console import lead_console, say, show_table, text_table
 from flaxllm.training.checkpoint import Checkpoints
 from flaxllm.training.config import check_config
-from flaxllm.training.evaluation import evaluate_run, in_words
+from flaxllm.training.evaluation import Measure, evaluate_run, in_words
 from flaxllm.training.experiment import make_workdir
 from flaxllm.training.outcome import BEST_FOLDER, Best, conclude
 from flaxllm.training.overrides import with_changes
@@ -28,8 +28,11 @@ from flaxllm.training.trained import FROZEN
 from flaxllm.training.writers import METRICS_FILE, MetricWriter, plot_loss, read_metrics
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str | Path, measure: Measure | None = None) -> dict[str, float]:
     """Train as the config says, in `workdir`, and return the metrics of the last step.
+
+    At each evaluation `measure(model, params)` is called, in every process, and its numbers are metrics as the loss is: "score"
+    is written as `eval/score`.
 
     A workdir that holds a checkpoint is resumed from it, to the same numbers as if never interrupted. At the end the model
     is written to the workdir's folder `model`, with the parameters that were best, or the mean of the last ones, where the
@@ -60,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             Progress(config.train.num_steps, step, *_speeds(config, run), console=console) as progress,
             stop_requests() as stop_requested,
         ):
-            outputs = Outputs(config, run, checkpoints, best, writer, progress, list(nn.flatten(state.params)))
+            outputs = Outputs(config, run, checkpoints, best, writer, progress, list(nn.flatten(state.params)), measure)
             while step < config.train.num_steps:
                 state, metrics = run.train_step(state, run.placement.batch(next(run.stream)))
                 step += 1
@@ -118,6 +121,7 @@ class Outputs:
     writer: MetricWriter
     progress: Progress
     paths: list[str]
+    measure: Measure | None
     pending: tuple[int, dict] | None = None
     last_metrics: dict[str, float] = field(default_factory=dict)
 
@@ -143,7 +147,7 @@ class Outputs:
         """Evaluate, sample and save where the config asks for it at this step, and after the last."""
         if self._due("eval_every", step):
             with self.progress.paused("evaluating"):
-                metrics = evaluate_run(self.config, self.run, state)
+                metrics = evaluate_run(self.config, self.run, state, self.measure)
             self.finish_pending(metrics)
             if metrics:
                 self.progress.note(f"step {step}: {in_words(metrics)}")

@@ -44,6 +44,19 @@ def test_the_sweep_of_a_file_is_found(tmp_path):
     assert added == [{"seed": 1}]
 
 
+def test_a_run_of_its_own_is_found(tmp_path):
+    loaded = load_experiment(str(write(tmp_path, GOOD + "\ndef run(config, workdir):\n    return config.train.num_steps\n")))
+    assert loaded.run(loaded.config, tmp_path) == 3
+    assert load_experiment(str(write(tmp_path, GOOD))).run is None
+
+
+@pytest.mark.parametrize("wrong", ["def run():\n    pass\n", "def run(config, workdir, more):\n    pass\n", "run = 3\n"])
+def test_a_run_that_cannot_be_called_is_refused(wrong, tmp_path):
+    path = write(tmp_path, GOOD + wrong)
+    with pytest.raises(InputError, match=re.escape(f"the run of {path} cannot be called as run(config, workdir): let it")):
+        load_experiment(str(path))
+
+
 def test_a_dataclass_in_a_file_can_resolve_its_annotations(tmp_path):
     start = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
     path = write(tmp_path, start + "@dataclass\nclass A:\n    x: int = 4\n" + GOOD.replace("int(steps)", "A().x"))

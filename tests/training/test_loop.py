@@ -89,6 +89,19 @@ def test_train_returns_the_last_metrics_also_of_a_finished_run(workdir, config):
     assert {"step": 6} | again == metrics(workdir)[-1]
 
 
+def test_what_is_measured_of_the_parameters_is_a_metric(workdir, config):
+    config.train.num_steps = 8
+
+    def measure(model, params):
+        return {"depth": float(model.config.num_layers), "shift": float(params["final_norm"]["bias"].sum())}
+
+    last = flaxllm.train(config, workdir, measure)
+    assert last == {name: value for name, value in metrics(workdir)[-1].items() if name != "step"}
+    assert last["eval/depth"] == 2
+    assert last["eval/shift"] == pytest.approx(float(params(workdir, 8)["final_norm"]["bias"].sum()), rel=1e-6)
+    assert "eval/loss" in last and "eval/shift" in json.loads((workdir / "result.json").read_text())
+
+
 def test_a_longer_run_goes_on_and_says_what_changed(workdir, config, capsys):
     config.train.num_steps = 8
     flaxllm.train(config, workdir)
