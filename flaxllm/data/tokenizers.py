@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class Tokenizer:
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
         return self.translation.ids_of(encoding, self.unk) if self.translation else encoding.ids
 
-    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = False) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of the ids, special tokens spelt out or left out; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
@@ -220,7 +220,7 @@ class Tokenizer:
         """
         return self.decode_batch([ids], skip_special)[0]
 
-    def decode_batch(self, rows: Sequence[Sequence[int] | np.ndarray] | np.ndarray, skip_special: bool = False) -> list[str]:
+    def decode_batch(self, rows: Iterable[Iterable[int]], skip_special: bool = False) -> list[str]:
         """The text of each row of ids, as `decode` gives it.
 
         Raises:
@@ -362,7 +362,7 @@ class Tokenizer:
         return {role: None if index is None else self.backend.id_to_token(index) for role, index in ids.items()}
 
 
-def _as_ids(row: Sequence[int] | np.ndarray) -> np.ndarray:
+def _as_ids(row: Iterable[int]) -> np.ndarray:
     try:
         ids = np.asarray(row)
     except ValueError:  # rows of several lengths
