@@ -212,15 +212,16 @@ class Tokenizer:
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
         return self.translation.ids_of(encoding, self.unk) if self.translation else encoding.ids
 
-    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """The text of the ids, special tokens spelt out or left out; bytes that are not UTF-8 become U+FFFD.
+    def decode(self, ids: Iterable, skip_special: bool = False) -> str:
+        """The text of the ids (a list, or an array of any kind), special tokens spelt out or left out; bytes that are not UTF-8
+        become U+FFFD.
 
         Raises:
           InputError: an id is not of this vocabulary.
         """
         return self.decode_batch([ids], skip_special)[0]
 
-    def decode_batch(self, rows: Iterable[Iterable[int]], skip_special: bool = False) -> list[str]:
+    def decode_batch(self, rows: Iterable, skip_special: bool = False) -> list[str]:
         """The text of each row of ids, as `decode` gives it.
 
         Raises:
@@ -362,7 +363,7 @@ class Tokenizer:
         return {role: None if index is None else self.backend.id_to_token(index) for role, index in ids.items()}
 
 
-def _as_ids(row: Iterable[int]) -> np.ndarray:
+def _as_ids(row: Iterable) -> np.ndarray:
     try:
         ids = np.asarray(row)
     except ValueError:  # rows of several lengths
