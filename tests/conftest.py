@@ -30,7 +30,8 @@ hypothesis.settings.load_profile("flaxllm")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first: at the end no process waits for another."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    long = {"training", "test_notebooks.py", "test_readme.py"}
+    items.sort(key=lambda item: long.isdisjoint(item.path.parts))
 
 
 @pytest.fixture(autouse=True, scope="module")
