@@ -30,8 +30,8 @@ OPTIMIZER = ConfigDict({
     "clip_norm": 0.0,
 })
 
-# Compiling is nearly all of the time, and each program runs once: without these it takes five times as long.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Compiling is nearly all of the time, and each program runs once.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 class Computed(NamedTuple):
