@@ -16,7 +16,7 @@ from flaxllm.models import Model
 from flaxllm.models.output import Output
 from flaxllm.nn import Context, Replacement, Taps
 from flaxllm.parallel import make_mesh, mesh_placement
-from interpret.small import MODELS, inputs, model_and_params, parameters
+from interpret.small import MODELS, inputs, model_and_params
 
 ULP = np.finfo(np.float32).eps
 
@@ -93,7 +93,7 @@ def test_a_vmap_and_a_mesh_have_the_same_values(name):
 def program(name: str) -> tuple[str, str]:
     """What a forward pass and a gradient lower to."""
     model, given = MODELS[name], inputs(name)
-    params = jax.eval_shape(lambda: parameters(name))
+    params = nn.abstract(model.param_specs())
 
     def loss(params: dict) -> jax.Array:
         output: Output = model.apply(params, **given)
