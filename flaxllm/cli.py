@@ -7,6 +7,7 @@ defines flags, so that its errors are tracebacks, and it knows no key that is ne
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from absl import flags
@@ -62,8 +63,8 @@ def _main(arguments: list[str]) -> int:
         "convert": _convert,
         "generate": _generate,
         "pipeline": _pipeline,
-        "attention": _attention,
-        "lens": _lens,
+        "attention": partial(_draw, usage.ATTENTION, "draw_attention"),
+        "lens": partial(_draw, usage.LENS, "draw_lens"),
         "serve": _serve,
     }
     name, *rest = arguments or ["--help"]
@@ -151,27 +152,15 @@ def _pipeline(arguments: list[str]) -> int:
 _DRAWING = {"target": str, "output": str, "png": str, "dtype": str}
 
 
-def _attention(arguments: list[str]) -> int:
-    given = _command_line(arguments, usage.ATTENTION, ("PATH", "TEXT"), _DRAWING)
+def _draw(shown: str, drawing: str, arguments: list[str]) -> int:
+    given = _command_line(arguments, shown, ("PATH", "TEXT"), _DRAWING)
     if given is not None:
         from flaxllm.compiled import keep_compiled
-        from flaxllm.interpret.command import draw_attention
+        from flaxllm.interpret import command
 
         keep_compiled()
         path, text = given.places
-        draw_attention(path, sys.stdin.read() if text == "-" else text, **given.flags)
-    return 0
-
-
-def _lens(arguments: list[str]) -> int:
-    given = _command_line(arguments, usage.LENS, ("PATH", "TEXT"), _DRAWING)
-    if given is not None:
-        from flaxllm.compiled import keep_compiled
-        from flaxllm.interpret.command import draw_lens
-
-        keep_compiled()
-        path, text = given.places
-        draw_lens(path, sys.stdin.read() if text == "-" else text, **given.flags)
+        getattr(command, drawing)(path, sys.stdin.read() if text == "-" else text, **given.flags)
     return 0
 
 

@@ -90,7 +90,8 @@ usage: flaxllm serve PATH [flags]
   --port=8000              where to listen
   --host=127.0.0.1         on which address; 0.0.0.0 for all
   --slots=8                so many texts are written at once
-  --max_len=2048           tokens of a text, its prompt included
+  --max_len=2048           tokens of a text, its prompt included; for T5 and Marian of
+                           each of the two, and no more than they were made for
   --max_queue=64           so many may wait; beyond that the answer is 429
   --served_model_name=A,B  the names that clients may ask for
   --timeout=600            seconds after which a request is given up

@@ -49,9 +49,9 @@ def serve(
 ) -> None:
     """Serve a checkpoint until SIGINT or SIGTERM; what is being written then has 30 seconds to end.
 
-    `slots` texts of up to `max_len` tokens (prompt included) are written at once and `max_queue` wait; of one request that
-    takes more than `timeout` seconds nothing more is written. `served_model_name` has names, separated by commas. `api_key`
-    is asked of every client; it may stand in the environment as FLAXLLM_API_KEY.
+    `slots` texts of up to `max_len` tokens (prompt included; of an encoder-decoder, each of the two) are written at once and
+    `max_queue` wait; of one request that takes more than `timeout` seconds nothing more is written. `served_model_name` has
+    names, separated by commas. `api_key` is asked of every client; it may stand in the environment as FLAXLLM_API_KEY.
 
     Raises:
       InputError: a value that an option cannot have, an address that is taken, or a checkpoint that cannot be served.

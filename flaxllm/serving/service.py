@@ -129,11 +129,12 @@ class Service:
     def _check_sizes(self, source: int, new: int | None, param: str, limit_param: str) -> int:
         """As `check_room`, where a source and what is written after it each have room of their own."""
         most = self.max_len - 1  # a text begins with a token that nobody sees
-        for count, limit, what, blamed in ((source, self.max_len, "prompt", param), (new or 0, most, "text", limit_param)):
+        sizes = (
+            (source, self.max_len, "prompt", param, "shorten it"),
+            (new or 0, most, "text", limit_param, f"lower {limit_param}"),
+        )
+        for count, limit, what, blamed, cure in sizes:
             if count > limit:
-                raise ApiError(
-                    f"a {what} may have {limit} tokens here, and {count} are more: lower {limit_param}" if blamed == limit_param
-                    else f"a {what} may have {limit} tokens here, and {count} are more: shorten the {what}",
-                    blamed, code="context_length_exceeded",
-                )  # fmt: skip
+                wrong = f"a {what} may have {limit} tokens here, and {count} are more: {cure}"
+                raise ApiError(wrong, blamed, code="context_length_exceeded")
         return most if new is None else new

@@ -17,7 +17,7 @@ def weights(causal: bool = True) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -31,7 +31,7 @@ def test_rollout_is_the_product_of_the_layers():
             mixing = (given[layer, row].mean(0) + np.eye(7)) / 2
             mixing[2] = np.eye(7)[2] if (layer, row) == (1, 0) else mixing[2]
             below = mixing @ below
-            close(rollout[layer, row], below)
+            assert_close(rollout[layer, row], below)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -56,7 +56,7 @@ def test_heads_are_summed_up_over_all_valid_queries(causal, padding):
                 if earlier:
                     induction.append(sum(w[k + 1] for k in earlier))
             expected = [np.mean(values) for values in (entropy, distance, previous, induction)]
-            close([summary[layer, head] for summary in found], expected)
+            assert_close([summary[layer, head] for summary in found], expected)
 
 
 def test_what_no_query_shows_is_not_a_number():
@@ -77,7 +77,7 @@ def test_maps_show_what_the_context_changes():
     ctx = Context(taps=Taps(replaced={"layers/attention/scores": scores}))
     plain, changed = (attention_maps(model, params, **inputs("gpt"), ctx=each)["decoder"] for each in (Context(), ctx))
     np.testing.assert_array_equal(changed[0], plain[0])
-    close(changed[1, 0, 0], np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None])
+    assert_close(changed[1, 0, 0], np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None])
 
 
 def test_a_target_for_a_model_of_one_text_is_refused():

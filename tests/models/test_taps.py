@@ -37,7 +37,7 @@ def everything(name: str, seed: int = 0) -> tuple[np.ndarray, dict]:
     return run(*model_and_params(name), inputs(name, seed), Context(taps=Taps(returned=("*",))))
 
 
-def close(actual, expected, ulps: int = 64):
+def assert_close(actual, expected, ulps: int = 64):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=ulps * ULP * np.abs(expected).max())
 
 
@@ -46,7 +46,7 @@ def test_a_value_in_its_own_place_changes_nothing(name):
     logits, taps = everything(name)
     itself = Context(taps=Taps(replaced={tap: Replacement(value) for tap, value in taps.items()}))
     found, _ = run(*model_and_params(name), inputs(name), itself)
-    close(found, logits, ulps=4)
+    assert_close(found, logits, ulps=4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -58,7 +58,7 @@ def test_all_of_another_inputs_layers_give_its_logits(name):
     for here, expected in ((True, logits), (False, others)):
         new = {tap: Replacement(value, jnp.full((len(value), 1, 1, 1), here)) for tap, value in outs.items()}
         found, _ = run(model, params, inputs(name, 1), Context(taps=Taps(replaced=new)))
-        close(found, expected, ulps=4)
+        assert_close(found, expected, ulps=4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -67,10 +67,10 @@ def test_layers_one_by_one_and_recomputed_have_the_same_values(name):
     logits, taps = everything(name)
     unstacked = nn.unstack(jax.tree.map(jnp.copy, params))
     found = run(model, unstacked, inputs(name), Context(taps=Taps(returned=("*",)), remat="full"))
-    close(found[0], logits)
+    assert_close(found[0], logits)
     assert found[1].keys() == taps.keys()
     for tap, value in taps.items():
-        close(found[1][tap], value)
+        assert_close(found[1][tap], value)
 
 
 @pytest.mark.parametrize("name", ["gpt", "t5"])
@@ -81,13 +81,13 @@ def test_a_vmap_and_a_mesh_have_the_same_values(name):
     ctx = Context(taps=Taps(returned=names))
     by_row = jax.vmap(lambda row: run(model, params, jax.tree.map(lambda x: x[None], row), ctx), out_axes=(0, 1))
     per_row, per_row_taps = by_row(inputs(name))
-    close(per_row[:, 0], logits)
+    assert_close(per_row[:, 0], logits)
     placement = mesh_placement(make_mesh("data:2,model:2", jax.devices()[:4]), model.param_specs())
     split = run(model, placement.place(params), inputs(name), ctx.replace(rules=placement.rules))
-    close(split[0], logits)
+    assert_close(split[0], logits)
     for tap in names:
-        close(per_row_taps[tap][:, :, 0], taps[tap])
-        close(split[1][tap], taps[tap])
+        assert_close(per_row_taps[tap][:, :, 0], taps[tap])
+        assert_close(split[1][tap], taps[tap])
 
 
 def program(name: str) -> tuple[str, str]:
