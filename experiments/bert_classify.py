@@ -33,6 +33,6 @@ def get_config(checkpoint=None):
         config.data.update(source="sst2/train.tsv", eval_source="sst2/validation.tsv", columns=dict(text="sentence"), max_len=64)
         config.train.update(num_steps=4210, eval_every=421, checkpoint_every=421, best="eval/accuracy")
         config.optimizer.learning_rate = 5e-5
-    config.data.batch_size = 32
+    config.data.update(batch_size=32, pad_to_multiple_of=16)
     config.optimizer.update(schedule="linear", final_fraction=0.0, warmup_steps=100, weight_decay=0.01, b2=0.999)
     return config

@@ -34,6 +34,6 @@ def get_config(checkpoint=None):
         config.data.update(source="conll2003/train.txt", eval_source="conll2003/validation.txt", format="conll", max_len=96)
         config.train.update(num_steps=1317, eval_every=439, checkpoint_every=439, best="eval/f1")
         config.optimizer.learning_rate = 1e-4
-    config.data.batch_size = 32
+    config.data.update(batch_size=32, pad_to_multiple_of=16)
     config.optimizer.update(schedule="linear", final_fraction=0.0, warmup_steps=100, weight_decay=0.01, b2=0.999)
     return config

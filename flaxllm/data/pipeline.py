@@ -23,16 +23,20 @@ Batch = dict[str, np.ndarray]
 _PACKING_BINS = 64
 _PREFETCHED_BATCHES = 2
 _TOKENS, _SEGMENTS, _POSITIONS, _ROW = "tokens", "segments", "positions", "row"
+_ALONG_TOKENS = (_TOKENS, _SEGMENTS, _POSITIONS, "token_types", "targets", "weights")
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 class Stream:
     """An endless iterator of batches, made in background threads, whose position can be saved and taken up again."""
 
-    def __init__(self, iterators: dict[int, grain.DatasetIterator], shards: int, rows: tuple[int, int]):
+    def __init__(
+        self, iterators: dict[int, grain.DatasetIterator], shards: int, rows: tuple[int, int], multiple: int | None
+    ):
         self._iterators = iterators
         self._shards = shards
         self._rows = rows
+        self._multiple = multiple
         # A thread still in grain's native code when the interpreter goes would abort it: this also runs at exit.
         self._finalizer = weakref.finalize(self, _close, iterators)
 
@@ -44,6 +48,7 @@ class Stream:
             raise ValueError("this stream of batches was closed")
         parts = [next(iterator) for iterator in self._iterators.values()]
         batch = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        batch = batch if self._multiple is None else _cut(batch, self._multiple)
         return batch | {_ROW: np.arange(*self._rows, dtype=np.int32)}
 
     def state(self) -> dict[str, dict]:
@@ -88,6 +93,7 @@ def train_stream(
     shards: int,
     rows: tuple[int, int],
     pack: bool = True,
+    pad_to_multiple_of: int | None = None,
 ) -> Stream:
     """Endless batches of examples of `items`, reshuffled each epoch; an example's randomness is that of (seed, epoch, index).
 
@@ -95,16 +101,24 @@ def train_stream(
     (start, stop) are the rows of the global batch that this process makes. A batch holds these arrays, `[stop - start, ...]`,
     beside `tokens` also `segments` and `positions` (beside `decoder_tokens` `decoder_segments` and so on): examples count
     from 1 in a row, positions from 0 in each example, and everything is 0 where there is none; and `row`, int32
-    `[stop - start]`, the global row numbers. Without `pack` each row holds one example.
+    `[stop - start]`, the global row numbers. Without `pack` each row holds one example. With `pad_to_multiple_of` a batch's
+    rows are only as long as the longest example in it, rounded up to a multiple: its tokens, and the segments, positions,
+    token_types, targets and weights of as many places.
 
     Raises:
-      InputError: `shards` does not divide `batch_size`, `rows` cuts a shard, or there is nothing to read.
+      InputError: `shards` does not divide `batch_size`, `rows` cuts a shard, or there is nothing to read; rows are to be cut
+        that are a part of a batch only, whose other parts may have longer ones.
     """
     if shards < 1 or batch_size % shards:
         raise InputError(f"batch_size {batch_size} cannot be cut into {shards} shards: use a divisor of it")
     rows_per_shard = batch_size // shards
     _check_rows(rows, batch_size, rows_per_shard)
     _check(items, empty_row)
+    if pad_to_multiple_of is not None and rows != (0, batch_size):
+        raise InputError(
+            f"data.pad_to_multiple_of {pad_to_multiple_of} makes a batch as long as what is in it, which several processes "
+            "do not know of one another: leave it None"
+        )
     examples = (
         grain.MapDataset.source(items)
         .random_map(_checked(example, empty_row, pack), seed=_derived(seed, "example"))
@@ -117,7 +131,7 @@ def train_stream(
         batches = packed.batch(rows_per_shard, drop_remainder=True)
         ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_PREFETCHED_BATCHES)
         iterators[shard] = iter(ahead)
-    return Stream(iterators, shards, rows)
+    return Stream(iterators, shards, rows, pad_to_multiple_of)
 
 
 def eval_batches(
@@ -250,6 +264,17 @@ def _one_segmentation(row: Example, keys: tuple[str, ...]) -> Example:
         segments, positions = _segment_keys([key])
         shared |= {segments: row[f"{key}_segment_ids"], positions: row[f"{key}_positions"]}
     return {key: row[key] for key in keys} | shared
+
+
+def _cut(batch: Batch, multiple: int) -> Batch:
+    """A batch without the last places of its rows that hold nothing in any, but for a multiple of places."""
+    cut = dict(batch)
+    for tokens in _token_keys(batch):
+        used = batch[f"{_prefix(tokens)}{_SEGMENTS}"].any(axis=0)
+        length = -(-(used.nonzero()[0].max(initial=0) + 1) // multiple) * multiple
+        along = [name for name in (f"{_prefix(tokens)}{name}" for name in _ALONG_TOKENS) if name in batch]
+        cut |= {name: batch[name][:, :length] for name in along if batch[name].ndim > 1}
+    return cut
 
 
 def _own_rows(made: Sequence[Example], batch_size: int, rows: tuple[int, int]) -> Batch:

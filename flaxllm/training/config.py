@@ -27,6 +27,7 @@ _DEFAULTS = {
         "holdout": "tail",  # what is held out: the tail of the corpus, or whole documents
         "eval_fraction": 0.1,
         "max_len": 256,  # tokens in a row
+        "pad_to_multiple_of": int,  # train on rows as long as their batch's longest example, up to a multiple of this
         "batch_size": 32,  # rows in a step, over all devices
         "shards": 1,  # logical shards of the stream; as many processes can share the reading
         "mixture": dict,  # several sources by name, each a ConfigDict with its source and what else is its own
@@ -149,6 +150,10 @@ def check_config(config: ConfigDict) -> None:
     for section, key in positive:
         if config[section][key] < 1:
             raise InputError(f"{section}.{key} is {config[section][key]}, it must be 1 or more")
+    if config.data.pad_to_multiple_of is not None and config.data.pad_to_multiple_of < 1:
+        raise InputError(
+            f"data.pad_to_multiple_of is {config.data.pad_to_multiple_of}, it must be 1 or more, or None for rows of max_len"
+        )
     for key in ("eval_every", "sample_every", "checkpoint_every"):
         if config.train[key] < 0:
             raise InputError(f"train.{key} is {config.train[key]}, it must be 0 (never) or more")

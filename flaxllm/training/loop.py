@@ -4,6 +4,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -60,7 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, measure: Measure | None = Non
             run.tokenizer.save(workdir)
         with (
             MetricWriter(workdir if leads else None, step) as writer,
-            Progress(config.train.num_steps, step, *_speeds(config, run), console=console) as progress,
+            Progress(config.train.num_steps, step, **_speeds(config, run), console=console) as progress,
             stop_requests() as stop_requested,
         ):
             outputs = Outputs(config, run, checkpoints, best, writer, progress, list(nn.flatten(state.params)), measure)
@@ -204,10 +205,16 @@ def _last_recorded(workdir: Path) -> dict[str, float]:
     return {name: value for name, value in record.items() if name != "step"}
 
 
-def _speeds(config: ConfigDict, run: Run) -> tuple[int, float, float | None]:
-    """Tokens a step, operations a step (backward is twice forward), and the operations a second of all devices."""
+def _speeds(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """What a step holds, its operations (backward is twice forward), and the operations a second of all devices; examples
+    only where rows are filled up."""
+    if not run.packs:
+        return {"per_step": config.data.batch_size, "unit": "examples"}
     tokens = config.data.batch_size * config.data.max_len
     peak = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
-    if peak is None or config.precision in ("high", "highest"):
-        return tokens, 3.0 * run.model.matmul_flops(tokens, config.data.max_len), None
-    return tokens, 3.0 * run.model.matmul_flops(tokens, config.data.max_len), peak * jax.device_count()
+    known = peak is not None and config.precision not in ("high", "highest")
+    return {
+        "per_step": tokens,
+        "flops_per_step": 3.0 * run.model.matmul_flops(tokens, config.data.max_len),
+        "peak_flops": peak * jax.device_count() if known else None,
+    }

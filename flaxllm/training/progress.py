@@ -43,11 +43,12 @@ class Progress:
     Args:
       total_steps: the step at which the run ends.
       step: the step that the run starts from: 0, or the restored one.
-      tokens_per_step: tokens in a step's batch, over all devices.
+      per_step: what a step's batch holds over all devices, counted in `unit`s.
       flops_per_step: arithmetic operations of a step, over all devices.
       peak_flops: operations a second that all devices together could do; with `flops_per_step` it gives the
         "mfu", the model FLOPs utilization (PaLM, Chowdhery et al. 2022, appendix B).
       console: where to show it; `Console(quiet=True)` shows nothing, for all processes but the first.
+      unit: "tokens", or "examples" where rows are filled up, whose places are not all tokens.
       clock: gives the time in seconds.
     """
 
@@ -55,15 +56,17 @@ class Progress:
         self,
         total_steps: int,
         step: int,
-        tokens_per_step: int,
+        per_step: int,
         flops_per_step: float | None = None,
         peak_flops: float | None = None,
         console: Console | None = None,
+        unit: str = "tokens",
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total_steps = total_steps
         self._step = step
-        self._tokens_per_step = tokens_per_step
+        self._per_step = per_step
+        self._unit = unit
         self._peak_seconds_per_step = flops_per_step / peak_flops if flops_per_step and peak_flops else None
         self._console = console or Console()
         self._clock = clock
@@ -152,7 +155,7 @@ class Progress:
         if "learning_rate" in self._metrics:
             fields["lr"] = f"lr {self._metrics['learning_rate']:.1e}"
         if self._speed:
-            fields["rate"] = f"{self._speed.steps_per_second * self._tokens_per_step:,.0f} tokens/s"
+            fields["rate"] = f"{self._speed.steps_per_second * self._per_step:,.0f} {self._unit}/s"
             if self._peak_seconds_per_step:
                 fields["mfu"] = f"mfu {self._speed.steps_per_second * self._peak_seconds_per_step:.0%}"
             if self._step < self._total_steps:

@@ -59,6 +59,7 @@ class Run(NamedTuple):
     make_state: Callable[[], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict]]
     eval_step: Callable[[TrainState, Any], tuple[dict, dict]]
+    packs: bool
     stream: data.Stream
     eval_sets: dict[str, EvalSet]
 
@@ -117,9 +118,11 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
         make_state=lambda: recipe.make_state(config.seed),
         train_step=placement.compile(train, returns_state=True),
         eval_step=placement.compile(partial(eval_step, objective=objective, **steps), returns_state=False),
+        packs=objective.packs,
         stream=data.train_stream(
-            items, objective.example, objective.empty_row, shards=config.data.shards, pack=objective.packs, **layout
-        ),
+            items, objective.example, objective.empty_row, shards=config.data.shards, pack=objective.packs,
+            pad_to_multiple_of=config.data.pad_to_multiple_of, **layout,
+        ),  # fmt: skip
         eval_sets={name: eval_set(part) for name, part in reading.parts.items()},
     )
 

@@ -125,6 +125,27 @@ def test_rows_hold_whole_examples_and_nothing_else(stream, pack):
         assert max(per_row) > 1 if pack else max(per_row) == 1
 
 
+@PACKED
+def test_rows_can_be_as_long_as_their_batchs_longest_example_rounded_up(stream, pack):
+    short = [item[: 3 + number % 5] for number, item in enumerate(RAGGED)]
+    whole, cut = (stream(short, pack=pack, pad_to_multiple_of=multiple) for multiple in (None, 4))
+    lengths = set()
+    for _ in range(20):
+        expected, batch = next(whole), next(cut)
+        used = 1 + expected["segments"].any(axis=0).nonzero()[0].max()
+        length = min(-(-used // 4) * 4, MAX_LEN)
+        lengths.add(length)
+        for key in ("tokens", "targets", "weights", "segments", "positions"):
+            np.testing.assert_array_equal(batch[key], expected[key][:, :length])
+        np.testing.assert_array_equal(batch["noise"], expected["noise"])
+    assert pack or lengths == {8}
+
+
+def test_a_process_that_makes_some_of_the_rows_cannot_cut_them(stream):
+    with pytest.raises(InputError, match="several processes do not know of one another: leave it None"):
+        stream(rows=(0, BATCH // 2), pad_to_multiple_of=4)
+
+
 def test_no_segment_reaches_into_another_document(stream):
     sizes = np.random.default_rng(0).integers(1, 50, 40)
     tokens = np.concatenate([np.arange(size) + 1000 * i for i, size in enumerate(sizes, 1)]).astype(np.uint16)

@@ -90,6 +90,13 @@ def test_mfu_only_where_the_peak_is_known():
         assert "mfu" not in console.file.getvalue()
 
 
+def test_what_the_rate_counts_can_be_examples():
+    clock, console = Clock(), pipe()
+    with Progress(10, 0, 32, unit="examples", console=console, clock=clock) as progress:
+        run(progress, clock, range(1, 6), seconds=0.5)
+    assert console.file.getvalue().splitlines()[-1].endswith("  64 examples/s  0:00:02 left")
+
+
 def rate_shown(console):
     return int(re.findall(r"([\d,]+) tokens/s", shown(console))[-1].replace(",", ""))
 

@@ -82,6 +82,18 @@ def test_the_model_that_is_left_behind_scores_what_its_run_says(classified, fold
     assert result["eval/accuracy"] > 0.6
 
 
+def test_rows_without_their_padding_give_the_same_losses(folder, tmp_path):
+    config = classifying(folder, steps=6)
+    config.data.max_len = config.model.max_len = 64
+    config.model.attention_dropout = 0.0
+    losses = []
+    for multiple in (None, 4):
+        config.data.pad_to_multiple_of = multiple
+        flaxllm.train(config, tmp_path / str(multiple))
+        losses.append([line["loss"] for line in metrics(tmp_path / str(multiple))])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_the_best_parameters_are_kept_and_judged_again(classified):
     lines = [line for line in metrics(classified) if "eval/accuracy" in line]
     best = max(lines, key=lambda line: line["eval/accuracy"])  # the first, if several are as good
