@@ -60,14 +60,14 @@ def read_data(config: ConfigDict) -> Reading:
 
 
 def make_tokenizer(config: ConfigDict, read: dict[str, list[data.Records]] | None = None) -> data.Tokenizer:
-    """The tokenizer, trained on all parts if it must be; the text is read only then, or was `read` before."""
+    """The tokenizer, made of what all parts train on if it must be made; the text is read only then, or was `read` before."""
 
     def texts() -> Iterator[str]:
         for name, part in part_settings(config).items():
             if _reads_records(config):
-                sides = _records(part) if read is None else read[name]
+                source = _records(part)[0] if read is None else read[name][0]
                 yield part.get("prefix") or ""
-                yield from (text for side in sides for row in side.rows for text in _strings(row))
+                yield from (text for row in source.rows for text in _strings(row))
             else:
                 yield from data.read_documents(part.source, part.column)
 

@@ -15,6 +15,7 @@ from flaxllm.errors import InputError
 from flaxllm.models.lora import merge
 from flaxllm.pretrained.peft import load_adapter
 from flaxllm.training import default_config, evaluate
+from flaxllm.training.reading import make_tokenizer, read_data
 
 SIZES = dict(num_layers=1, num_heads=2, head_dim=8, d_model=16, d_mlp=32)
 COLOURS = ("blue", "green", "red")
@@ -80,6 +81,16 @@ def test_the_model_that_is_left_behind_scores_what_its_run_says(classified, fold
     loss = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(rows)), truth]
     assert result["eval/loss"] == pytest.approx(float(loss.mean()), rel=1e-4)
     assert result["eval/accuracy"] > 0.6
+
+
+def test_a_vocabulary_is_made_of_what_is_trained_on_alone(folder):
+    config = classifying(folder)
+    made = make_tokenizer(config).fingerprint
+    config.data.eval_source = str(write_records(folder / "others.jsonl", 30, said="zebras yawn quietly"))
+    assert read_data(config).tokenizer.fingerprint == made
+    config.data.source = config.data.eval_source
+    config.data.vocab_size = 30
+    assert make_tokenizer(config).fingerprint != made
 
 
 def test_rows_without_their_padding_give_the_same_losses(folder, tmp_path):
