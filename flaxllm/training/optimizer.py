@@ -63,12 +63,11 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, specs: dict) -> optax
     """
     if config.name not in OPTIMIZERS:
         raise InputError(f"unknown optimizer.name {config.name!r}: {did_you_mean(config.name, OPTIMIZERS)}")
-    labels = _labels(specs, config.get("freeze", ()))
-    layer_decay = config.get("layer_decay", 1.0)
-    trained, factors = (_trained(labels, tree) for tree in (specs, layer_factors(specs, layer_decay)))
+    labels = _labels(specs, config.freeze)
+    trained, factors = (_trained(labels, tree) for tree in (specs, layer_factors(specs, config.layer_decay)))
     # One structure of the state with and without each, so that a run can change them when it resumes.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    by_layer = _times(factors) if layer_decay < 1.0 else optax.identity()
+    by_layer = _times(factors) if config.layer_decay < 1.0 else optax.identity()
     optimizer = optax.chain(clip, OPTIMIZERS[config.name](config, schedule, trained), by_layer)
     if FROZEN not in jax.tree.leaves(labels):
         return optimizer

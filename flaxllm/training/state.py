@@ -25,16 +25,20 @@ class TrainState(struct.PyTreeNode):
     frozen: Any = None
 
 
+def train_all(params: dict, key: Key) -> tuple[dict, None]:
+    """The `split` of a model of which all is trained."""
+    return params, None
+
+
 def make_state(
     init: Callable[[Key], dict],
     optimizer: optax.GradientTransformation,
     seed: int,
-    split: Callable[[dict, Key], tuple[dict, Any]] | None = None,
+    split: Callable[[dict, Key], tuple[dict, Any]] = train_all,
 ) -> TrainState:
-    """The state before the first step; `split(params, key)` tells what is trained of the initial parameters, all if None."""
+    """The state before the first step; `split(params, key)` tells what is trained of the initial parameters, and what is not."""
     init_key, step_key = keys(seed)
-    params = init(init_key)
-    params, frozen = (params, None) if split is None else split(params, init_key)
+    params, frozen = split(init(init_key), init_key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key, frozen)
 
 

@@ -11,6 +11,7 @@ from flaxllm.models import Model
 from flaxllm.models.lora import TARGETS, attach, init_adapter, lora_specs, merge
 from flaxllm.nn import Key, flatten, unflatten
 from flaxllm.nn.patterns import matching
+from flaxllm.training.state import train_all
 from flaxllm.training.step import all_trained
 
 FROZEN = "frozen"  # the field of a train state that holds what is not trained
@@ -28,11 +29,6 @@ class Trained(NamedTuple):
     merge: Callable[[dict, Any], dict]
 
 
-def all_parameters(model: Model) -> Trained:
-    specs = model.param_specs()
-    return Trained(specs, specs, _with_nothing_frozen, all_trained, all_trained)
-
-
 def what_is_trained(config: ConfigDict, model: Model) -> Trained:
     """What the config says: an adapter if `lora.rank` is above 0.
 
@@ -43,7 +39,7 @@ def what_is_trained(config: ConfigDict, model: Model) -> Trained:
     specs = model.param_specs() if not lora.rank else lora_specs(model, lora.rank, lora.targets or TARGETS, lora.whole)
     held = matching(config.optimizer.freeze, flatten(specs), "optimizer.freeze")
     if not lora.rank:
-        return all_parameters(model)._replace(assemble=partial(_held, held) if held else all_trained)
+        return Trained(specs, specs, train_all, partial(_held, held) if held else all_trained, all_trained)
     return Trained(
         specs=specs,
         state_specs=specs | {FROZEN: model.param_specs()},
@@ -51,10 +47,6 @@ def what_is_trained(config: ConfigDict, model: Model) -> Trained:
         assemble=partial(_attached, model, lora.alpha, lora.dropout),
         merge=lambda trained, frozen: merge(model, frozen, trained, lora.alpha),
     )
-
-
-def _with_nothing_frozen(params: dict, key: Key) -> tuple[dict, None]:
-    return params, None
 
 
 def _held(paths: set[str], trained: dict, frozen: None) -> dict:

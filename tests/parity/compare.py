@@ -28,6 +28,8 @@ OPTIMIZER = ConfigDict({
     "eps": ADAMW["eps"],
     "weight_decay": WEIGHT_DECAY,
     "clip_norm": 0.0,
+    "layer_decay": 1.0,
+    "freeze": (),
 })
 
 # Compiling is nearly all of the time, and each program runs once.

@@ -13,6 +13,7 @@ def optimizer_config() -> ConfigDict:
     return ConfigDict({
         "name": "adamw", "learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0, "final_fraction": 0.1,
         "b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95, "weight_decay": 0.1, "clip_norm": 0.0,
+        "layer_decay": 1.0, "freeze": (),
     })  # fmt: skip
 
 
