@@ -73,6 +73,7 @@ def test_what_a_person_did_wrong_is_one_line_and_code_2(arguments, sentence):
     assert left.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_of_its_own(folder):
     left = launch("--config=tiny.py:text.txt", "--workdir=w", "--config.train.num_steps", "1")
     assert (left.returncode, left.stderr) == (0, "")

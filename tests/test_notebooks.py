@@ -20,6 +20,7 @@ def test_there_are_four():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     here = tmp_path / "here"

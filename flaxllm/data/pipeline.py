@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 _PACKING_BINS = 64
 _PREFETCHED_BATCHES = 2
 _TOKENS, _SEGMENTS, _POSITIONS, _ROW = "tokens", "segments", "positions", "row"
-_ALONG_TOKENS = (_TOKENS, _SEGMENTS, _POSITIONS, "token_types", "targets", "weights")
+_ALONG_TOKENS = (_TOKENS, _SEGMENTS, _POSITIONS, "token_types", "targets", "places", "weights")
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -103,7 +103,7 @@ def train_stream(
     from 1 in a row, positions from 0 in each example, and everything is 0 where there is none; and `row`, int32
     `[stop - start]`, the global row numbers. Without `pack` each row holds one example. With `pad_to_multiple_of` a batch's
     rows are only as long as the longest example in it, rounded up to a multiple: its tokens, and the segments, positions,
-    token_types, targets and weights of as many places.
+    token_types, targets, places and weights beside them.
 
     Raises:
       InputError: `shards` does not divide `batch_size`, `rows` cuts a shard, or there is nothing to read; rows are to be cut

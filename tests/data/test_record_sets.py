@@ -36,6 +36,7 @@ def both(name: str) -> list[dict]:
     return [row for part in PARTS for row in rows(f"{name}:{part}")]
 
 
+@pytest.mark.slow
 def test_every_set_has_its_fields_and_enough_records():
     assert set(RECORD_SETS) == set(FIELDS)
     for name, fields in FIELDS.items():

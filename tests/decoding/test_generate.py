@@ -28,6 +28,7 @@ def _greedy(name: str, prompt: list[int], count: int) -> list[int]:
     return target[begin:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_takes_what_a_whole_forward_pass_takes(name):
     model, params = model_and_params(name)

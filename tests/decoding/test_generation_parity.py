@@ -51,6 +51,7 @@ def _greedy(case: Case, params: dict, end: int, all_options: list[dict]) -> list
     return [written[start : start + len(rows)] for start in range(0, len(written), len(rows))]
 
 
+@pytest.mark.slow
 def test_greedy_writes_the_same(case_and_expected):
     name, expected = case_and_expected
     case, params = CASES[name], _prepared(name)
@@ -62,6 +63,7 @@ def test_greedy_writes_the_same(case_and_expected):
         assert out.rows() == expected["greedy"][request], request
 
 
+@pytest.mark.slow
 def test_beams_write_the_same_with_the_same_scores(case_and_expected):
     name, expected = case_and_expected
     case, params = CASES[name], _prepared(name)

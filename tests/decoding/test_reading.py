@@ -64,6 +64,7 @@ def test_pieces_give_the_logits_of_the_whole(name, cut):
     assert cache.length.tolist() == [LENGTH] * ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_of_different_lengths_do_not_disturb_each_other(name):
     model, params = model_and_params(name)

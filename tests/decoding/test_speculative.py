@@ -29,6 +29,7 @@ def _near(name: str, distance: float = 0.06) -> tuple:
     return MODELS[name], shape.unflatten(x + distance * x.std() * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt-banded", "t5"])
 def test_greedy_writes_what_the_model_alone_writes(name):
     model, params = model_and_params(name)

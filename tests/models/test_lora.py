@@ -63,6 +63,7 @@ def by_hand(model: Model, params: dict, adapter: dict, scale: float) -> dict:
     return nn.unflatten(summed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_computes_with_the_sum(name):
     model, params, adapter = case(name)

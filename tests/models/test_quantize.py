@@ -52,6 +52,7 @@ def rounded(model: Model, quantized: dict) -> dict:
     return nn.unflatten(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("gpt", "int8"), ("gpt", "int4"), ("llama", "int4"), ("t5", "int8"), ("transformer", "int4"), ("bert", "int8")],
@@ -79,6 +80,7 @@ def decoded(model: Model, params: dict) -> jax.Array:
     return model.unembed(params, jnp.concatenate([first, second], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("gpt", "int4"), ("llama", "int8"), ("t5", "int4"), ("transformer", "int8")])
 def test_every_writing_family_decodes(name, kind):
     model, params = MODELS[name], parameters(name)

@@ -1,10 +1,12 @@
 import dataclasses
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 
 from data.frozen_tokenizers import load
+from flaxllm.data import train_stream
 from flaxllm.errors import InputError
 from flaxllm.models import build
 from flaxllm.objectives import pretraining
@@ -130,3 +132,16 @@ def test_what_cannot_be_is_refused():
         pretraining(dataclasses.replace(MODEL, head="masked-lm"), BERT, 24)
     with pytest.raises(InputError, match="needs 2 token types, and this model has 1"):
         pretraining(build("bert", SIZES | dict(num_token_types=1), "pretraining"), BERT, 24)
+
+
+def test_a_batch_cut_to_its_longest_example_has_the_same_loss():
+    short = OBJECTIVE.items(documents_of([np.arange(10 * i, 10 * i + 7 + i % 3) for i in range(1, 40)]))
+    options = dict(batch_size=8, seed=0, shards=1, rows=(0, 8), pack=False)
+    batches = []
+    for multiple in (None, 2):
+        with closing(train_stream(short, OBJECTIVE.example, OBJECTIVE.empty_row, pad_to_multiple_of=multiple, **options)) as stream:
+            batches.append(next(stream))
+    whole, cut = batches
+    assert cut["tokens"].shape[1] < whole["tokens"].shape[1] and cut["masked_tokens"].shape[1] < whole["masked_tokens"].shape[1]
+    run = compiled(OBJECTIVE)
+    assert_same(run(PARAMS, cut), run(PARAMS, whole))

@@ -29,6 +29,7 @@ def check_same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_pipeline_gives_the_same(name, tmp_path):
     case = CASES[name]

@@ -284,6 +284,7 @@ def test_smollm2_reads_as_the_gguf_packages_own_reader_has_it():
         np.testing.assert_array_equal(checkpoint.tensors[ours].read(), theirs[name])
 
 
+@pytest.mark.slow
 def test_smollm2_has_the_next_token_of_transformers_and_says_paris(smollm2):
     model, params = from_pretrained(real_weights.smollm2_gguf())
     assert nn.count(model.param_specs()) == 134_515_008

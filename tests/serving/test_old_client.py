@@ -32,6 +32,7 @@ def run(live):
     return run
 
 
+@pytest.mark.slow
 def test_the_classic_program_gets_the_text_of_generate(run):
     completion = run("Hello there, how", 0.0)
     (expected,) = offline([tokens_of("Hello there, how")], 100, temperature=0, stop_tokens=[500])
@@ -39,6 +40,7 @@ def test_the_classic_program_gets_the_text_of_generate(run):
     assert completion["choices"][0]["text"] == decoded(expected)
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_starts_from_the_end_of_text(run):
     completion = run("", 0.6)
     assert completion["usage"]["completion_tokens"] == 100 or completion["choices"][0]["finish_reason"] == "stop"

@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_says_where_it_is_and_ends_when_it_is_told_to(folder, number):
     environment = {**os.environ, "XLA_FLAGS": ""}

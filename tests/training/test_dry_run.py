@@ -48,6 +48,7 @@ def test_the_state_takes_what_a_placed_one_takes(optimizer, mesh):
     assert memory["optimizer state"] == on_first(state.opt_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "micro_batches", "remat", "max_logit_bytes"),
     [

@@ -132,6 +132,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_undisturbed(launcher, 
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_sends_the_run_back_to_the_checkpoint_before(launcher, undisturbed, tmp_path):
     launcher.run(tmp_path)
     flip_a_bit(tmp_path / "checkpoints" / str(STEPS))
@@ -159,6 +160,7 @@ def test_a_finished_run_changes_nothing_when_started_again(launcher, undisturbed
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_checkpoint_goes_on_in_every_placement(launcher, undisturbed, tmp_path):
     """Each part of the run is in another placement, and each starts from the checkpoint of the one before.
 
@@ -182,6 +184,7 @@ def test_one_checkpoint_goes_on_in_every_placement(launcher, undisturbed, tmp_pa
     assert_close_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["mesh", "pmap"])
 def test_two_processes_are_stopped_together_and_go_on_as_one(placement, launcher, undisturbed, tmp_path):
     flags = [f"--config.placement={placement}"]

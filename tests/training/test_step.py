@@ -67,6 +67,7 @@ def sgd_like(optimizer_config):
     return optimizer_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "micro_batches", "dropout"),
     [("pmap", 1, 0.0), ("pmap", 2, 0.2), (MESHES[1], 1, 0.0), *((mesh, 2, 0.2) for mesh in MESHES)],
@@ -146,6 +147,7 @@ def test_non_finite_gradients_are_pointed_out_by_tensor(tiny_model, ragged_batch
     assert metrics["finite"].shape == (len(broken),) and not metrics["finite"].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
 def test_every_optimizer_takes_the_single_devices_steps_on_a_mesh(name, tiny_model, ragged_batch, optimizer_config):
     optimizer_config.update(name=name, learning_rate=1e-3, clip_norm=1.0)
@@ -156,6 +158,7 @@ def test_every_optimizer_takes_the_single_devices_steps_on_a_mesh(name, tiny_mod
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_chunked_loss_is_the_same_on_a_mesh(tiny_model, ragged_batch, sgd_like):
     _, history = on_one_device(tiny_model, ragged_batch, sgd_like)
     for name in MESHES[1:]:

@@ -209,6 +209,7 @@ def adapting(folder: Path, base: Path, steps: int) -> ConfigDict:
     return sized(config, folder, steps, text="said")
 
 
+@pytest.mark.slow
 def test_an_adapter_trains_alone_resumes_and_is_left_behind(classified, folder, tmp_path):
     base = classified / "model"
     flaxllm.train(adapting(folder, base, steps=4), tmp_path / "whole")
@@ -258,6 +259,7 @@ def translating(folder: Path, steps: int) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 def test_what_a_model_writes_is_judged(folder, tmp_path):
     config = translating(folder, steps=120)
     config.train.sample_every = 120
@@ -285,6 +287,7 @@ def test_a_model_without_a_hugging_face_form_says_so_and_keeps_its_run(folder, t
     assert len(metrics(tmp_path)) == 2 and not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_by_its_rates_and_judged_part_by_part(folder, tmp_path):
     config = translating(folder, steps=4)
     path = str(folder / "train.jsonl")
@@ -300,6 +303,7 @@ def test_a_mixture_is_trained_by_its_rates_and_judged_part_by_part(folder, tmp_p
         flaxllm.train(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_preferences_are_learnt_against_the_start(folder, tmp_path):
     config = default_config("smollm2-135m", objective="dpo", max_len=32, num_kv_heads=1, **SIZES)
     config.data.update(tokenizer="bytes")
