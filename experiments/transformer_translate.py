@@ -15,7 +15,7 @@ import flaxllm
 
 
 def get_config(argument=None):
-    sizes = dict(num_layers=4, num_decoder_layers=4, num_heads=4, head_dim=32, d_model=128, d_mlp=256, dropout=0.3)
+    sizes = dict(num_layers=4, num_decoder_layers=4, num_heads=4, head_dim=32, d_model=128, d_mlp=256, dropout=0.1)
     if argument == "tiny":
         sizes |= dict(num_layers=2, num_decoder_layers=2, dropout=0.0)
     config = flaxllm.default_config("transformer-base", objective="seq2seq", **sizes)
@@ -34,7 +34,7 @@ def get_config(argument=None):
         config.train.update(num_steps=8000, eval_every=2000, sample_every=2000, checkpoint_every=100)
         config.train.update(keep_checkpoints=10, average=10)
         config.eval.update(num_beams=5, max_new_tokens=80)
-        config.optimizer.update(learning_rate=5e-3, warmup_steps=1000, schedule="cosine", final_fraction=0.05)
+        config.optimizer.update(learning_rate=2e-3, warmup_steps=300, schedule="cosine", final_fraction=0.05)
         config.sample.prompt = "Two young men are playing football in the park."
         config.data.batch_size = 16
     config.optimizer.update(b2=0.98, eps=1e-9, weight_decay=0.0, clip_norm=0.0)
