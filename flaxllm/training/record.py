@@ -15,6 +15,7 @@ from flaxllm.errors import InputError
 
 # What the parameters and the stream of batches are made of: a run with other ones is another run.
 FIXED_SECTIONS = ("model", "data", "objective")
+JUDGING_KEYS = ("objective.metric",)  # of these sections, but trains nothing
 FIXED_KEYS = ("seed", "optimizer.name")
 
 
@@ -39,13 +40,13 @@ def compare_configs(saved: dict, current: dict) -> list[str]:
     """The keys that differ between a checkpoint's config and this run's, as lines to show.
 
     Raises:
-      InputError: a key of the model, the data or the objective differs, or the seed, or the optimizer's name.
+      InputError: a key of the model, the data or the objective differs that training reads, or the seed, or the optimizer's name.
     """
     before, now = (_plain(config) for config in (saved, current))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     lines = {key: f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed}
     for key in changed:
-        if key in FIXED_KEYS or key.split(".")[0] in FIXED_SECTIONS:
+        if key in FIXED_KEYS or key.split(".")[0] in FIXED_SECTIONS and key not in JUDGING_KEYS:
             raise InputError(
                 f"this workdir's checkpoint was made with another config ({lines[key]}): "
                 "change it back, or use another --workdir"

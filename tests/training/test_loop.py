@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import flaxllm
 from flaxllm.errors import InputError
 from flaxllm.training import NonFiniteError, default_config
+from flaxllm.training.record import compare_configs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,3 +222,10 @@ def test_the_first_twenty_losses_are_those_of_before(config, tmp_path):
     config.train.update(num_steps=20, eval_every=0, sample_every=0, checkpoint_every=0)
     flaxllm.train(config, tmp_path)
     np.testing.assert_allclose([line["loss"] for line in metrics(tmp_path)], GOLDEN, rtol=1e-3)
+
+
+def test_what_goes_on_may_be_judged_by_another_metric():
+    before, now = ({"objective": {"name": "seq2seq", "metric": metric}} for metric in ("loss", "bleu"))
+    assert compare_configs(before, now) == ["objective.metric: 'loss' -> 'bleu'"]
+    with pytest.raises(InputError, match="another config"):
+        compare_configs(before, {"objective": {"name": "seq2seq", "metric": "loss", "prefix": "translate: "}})
