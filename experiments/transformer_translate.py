@@ -1,14 +1,20 @@
 """A Transformer-Tiny that translates image captions from English to German (Multi30k).
 
     python launch.py --config=experiments/transformer_translate.py --workdir=runs/translate \\
-        --config.data.source=multi30k/train.tsv --config.data.eval_source=multi30k/validation.tsv
+        --config.data.source=multi30k/train.en-de.tsv.gz --config.data.eval_source=multi30k/validation.en-de.tsv.gz
     python launch.py --config=experiments/transformer_translate.py:tiny --workdir=runs/translate_tiny
 
-Sources are TSV files with the columns en and de. 4 layers each side, 128 wide, 256 feed-forward, 4 heads, dropout 0.3, a
-joint BPE of 10k, the mean of the last 10 checkpoints, 5 beams: the literature's text-only baseline on this set. `tiny`
-learns to write numbers in digits, in a minute.
+Sources are TSV files with the columns en and de. The sizes are those of the literature's text-only baseline on this set (Wu et
+al. 2021): 4 layers each side, 128 wide, 256 feed-forward, 4 heads, a joint BPE of 10k, the mean of the last 10 checkpoints, 5
+beams. `tiny` learns to write numbers in digits, in a minute.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0): 62 min, stopped and resumed on the way; 22
+epochs. On the 1,014 pairs of the validation set BLEU 39.35 (nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0),
+tokenised and in lower case 39.49 (case:lc), chrF 62.1; of the last checkpoint alone 39.04, and with one beam for five 37.81.
+
+The literature has a dropout of 0.3 and several times as many epochs; here it is 0.1. With 0.3, batches four times as large
+and a peak rate of 5e-3 that goes by the reciprocal square root, 28 epochs came to 13.27. The cross-entropy on the validation
+set after 600 steps is 3.76, with twice the learning rate 3.90; with dropout 0.3 and a peak of 5e-3 it is 3.68 after 1,500.
 """
 
 import flaxllm
