@@ -5,7 +5,9 @@
 
 The path is that of a file, a folder or a glob. `tiny` takes Python's documentation, and a minute.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), 13 MB of prose (Austen, the Bible, the Brown
+corpus) with --config.train.num_steps=500, 2 million tokens: 29 min; eval loss 5.403, 2.165 bits per byte, and still falling
+(5.661 and 2.268 after 250 steps).
 """
 
 import flaxllm
