@@ -191,7 +191,8 @@ def apply(
 def _embed(
     params: dict, config: Config, tokens: Array, token_types: Array | None, positions: Array, ctx: Context
 ) -> Array:
-    x = nn.embed(params["tokens"], tokens, ctx) + nn.embed(params["positions"], positions + config.position_offset, ctx)
+    x = nn.embed(params["tokens"], tokens, ctx, untrained=config.pad_token)
+    x = x + nn.embed(params["positions"], positions + config.position_offset, ctx)
     if config.num_token_types:
         # One row for all, where no types are given: its gradient is then a sum and no scatter.
         x = x + (ctx.cast(params["token_types"][0]) if token_types is None else nn.embed(params["token_types"], token_types, ctx))

@@ -12,8 +12,6 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxllm import nn
@@ -247,10 +245,7 @@ def decode(
 
 
 def _embed(table: nn.Weight, config: Config, tokens: Array, positions: Array, ctx: Context) -> Array:
-    embedded = nn.embed(table, tokens, ctx)
-    if config.pad_token is not None:
-        is_padding = (tokens == config.pad_token)[..., None]
-        embedded = jnp.where(is_padding, jax.lax.stop_gradient(embedded), embedded)
+    embedded = nn.embed(table, tokens, ctx, untrained=config.pad_token)
     if config.scale_embedding:
         embedded = embedded * math.sqrt(config.d_model)
     sinusoids = nn.sinusoids(positions, config.d_model, config.interleaved_positions)

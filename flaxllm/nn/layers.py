@@ -44,9 +44,15 @@ def embedding_specs(index: str, size: int, width: int, init: Initializer = norma
     return Param((size, width), (index, "embed"), init, (index,))
 
 
-def embed(table: Weight, ids: Int[Array, "batch length"], ctx: Context) -> Float[Array, "batch length width"]:
-    """Rows of the table `[size, width]`; NaN for an id outside of it."""
-    return rows(table, ids, ctx)
+def embed(
+    table: Weight, ids: Int[Array, "batch length"], ctx: Context, untrained: int | None = None
+) -> Float[Array, "batch length width"]:
+    """Rows of the table `[size, width]`; NaN for an id outside of it. To look `untrained` up trains nothing (torch's
+    `padding_idx`)."""
+    embedded = rows(table, ids, ctx)
+    if untrained is None:
+        return embedded
+    return jnp.where((ids == untrained)[..., None], jax.lax.stop_gradient(embedded), embedded)
 
 
 def unembed(

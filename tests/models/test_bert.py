@@ -299,3 +299,11 @@ def test_a_head_of_another_variant_and_inputs_that_cannot_be_are_refused():
         MODEL.apply(PARAMS["bert"], jnp.zeros((1, 17), jnp.int32))
     with pytest.raises(InputError, match="has no token types .* leave token_types out"):
         MODELS["distilbert"].apply(PARAMS["distilbert"], TOKENS, token_types=jnp.zeros_like(TOKENS))
+
+
+def test_looking_padding_up_trains_nothing():
+    """As in transformers' models, also where what is made of padding is looked at: here all of it is."""
+    tokens = jnp.array([[5, 7, MODEL.config.pad_token, MODEL.config.pad_token]])
+    gradient = jax.grad(lambda params: jnp.square(MODEL.apply(params, tokens).hidden).sum())(PARAMS["bert"])
+    used = jnp.abs(gradient["embedding"]["tokens"]).sum(-1) > 0
+    assert jnp.flatnonzero(used).tolist() == [5, 7]
