@@ -207,8 +207,8 @@ def _last_recorded(workdir: Path) -> dict[str, float]:
 
 def _speeds(config: ConfigDict, run: Run) -> dict[str, Any]:
     """What a step holds, its operations (backward is twice forward), and the operations a second of all devices; examples
-    only where rows are filled up."""
-    if not run.packs:
+    only, where a row's length changes from step to step."""
+    if config.data.pad_to_multiple_of is not None:
         return {"per_step": config.data.batch_size, "unit": "examples"}
     tokens = config.data.batch_size * config.data.max_len
     peak = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)

@@ -48,7 +48,7 @@ class Progress:
       peak_flops: operations a second that all devices together could do; with `flops_per_step` it gives the
         "mfu", the model FLOPs utilization (PaLM, Chowdhery et al. 2022, appendix B).
       console: where to show it; `Console(quiet=True)` shows nothing, for all processes but the first.
-      unit: "tokens", or "examples" where rows are filled up, whose places are not all tokens.
+      unit: "tokens", or "examples" where a row's length changes from step to step.
       clock: gives the time in seconds.
     """
 

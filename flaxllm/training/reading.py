@@ -65,7 +65,7 @@ def make_tokenizer(config: ConfigDict, read: dict[str, list[data.Records]] | Non
     def texts() -> Iterator[str]:
         for name, part in part_settings(config).items():
             if _reads_records(config):
-                source = _records(part)[0] if read is None else read[name][0]
+                source = _read(part, part.source) if read is None else read[name][0]
                 yield part.get("prefix") or ""
                 yield from (text for row in source.rows for text in _strings(row))
             else:
@@ -132,7 +132,11 @@ def part_settings(config: ConfigDict) -> dict[str, ConfigDict]:
 def _records(part: ConfigDict) -> list[data.Records]:
     """The records of the source, and those of the source of evaluation if it has one."""
     sources = [part.source, *([part.eval_source] if part.eval_source else [])]
-    return [data.read_records(source, dict(part.columns), part.format, part.malformed) for source in sources]
+    return [_read(part, source) for source in sources]
+
+
+def _read(part: ConfigDict, source: str) -> data.Records:
+    return data.read_records(source, dict(part.columns), part.format, part.malformed)
 
 
 def _split_records(sides: list[data.Records], part: ConfigDict) -> tuple[list[dict], list[dict], list]:

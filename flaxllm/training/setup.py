@@ -59,7 +59,6 @@ class Run(NamedTuple):
     make_state: Callable[[], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict]]
     eval_step: Callable[[TrainState, Any], tuple[dict, dict]]
-    packs: bool
     stream: data.Stream
     eval_sets: dict[str, EvalSet]
 
@@ -118,7 +117,6 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
         make_state=lambda: recipe.make_state(config.seed),
         train_step=placement.compile(train, returns_state=True),
         eval_step=placement.compile(partial(eval_step, objective=objective, **steps), returns_state=False),
-        packs=objective.packs,
         stream=data.train_stream(
             items, objective.example, objective.empty_row, shards=config.data.shards, pack=objective.packs,
             pad_to_multiple_of=config.data.pad_to_multiple_of, **layout,
