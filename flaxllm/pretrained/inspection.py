@@ -63,7 +63,7 @@ def _parameter_table(
             theirs = theirs if name.startswith(prefix) else theirs.removeprefix(prefix)
         axes = ", ".join(f"{axis} {size}" for axis, size in zip(param.axes, param.shape, strict=True))
         rows.append((path, axes, dtype, theirs, f"{param.size:,}"))
-    total = sum(param.size for param in specs.values())
+    total = nn.count(specs)
     held = sum(math.prod(t.shape) * t.dtype.itemsize for t in (checkpoint.tensors[name] for name in found.places))
     memory = ", ".join(f"{scaled(total * size, 1024)}B in {dtype}" for dtype, size in _BYTES.items())
     rows.append(("all", f"{memory}; {scaled(held, 1024)}B as they are", "", "", f"{total:,}"))

@@ -23,7 +23,7 @@ from rich.table import Table
 from flaxllm.console import lead_console, scaled, show_table, text_table
 from flaxllm.data import with_segments
 from flaxllm.errors import InputError
-from flaxllm.nn import LAYERS, Context, Param, flatten, unflatten
+from flaxllm.nn import LAYERS, Context, Param, count, flatten, unflatten
 from flaxllm.objectives import Objective
 from flaxllm.parallel import MESH_AXES, parse_mesh, tree_shardings
 from flaxllm.parallel.mesh import ACTIVATION_RULES, param_spec
@@ -200,8 +200,7 @@ def _parameter_table(plan: Plan) -> Table:
             for name, size, axis in zip(param.axes, param.shape, split, strict=True)
         )
         table.add_row(path, ", ".join(axes), f"{param.size:,}", f"{on_device[path]:,}")
-    total = sum(param.size for param in plan.specs.values())
-    table.add_row("all", "", f"{total:,}", f"{sum(on_device.values()):,}", style="bold")
+    table.add_row("all", "", f"{count(plan.specs):,}", f"{sum(on_device.values()):,}", style="bold")
     return table
 
 

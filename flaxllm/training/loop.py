@@ -50,6 +50,9 @@ def train(config: ConfigDict, workdir: str | Path, measure: Measure | None = Non
     console = lead_console()
     report = partial(say, console)
     run = make_run(config, report)
+    trained, total = run.trained.size, nn.count(run.model.param_specs())
+    if trained < total:
+        report(f"training {trained:,} parameters, {trained / total:.2%} of the model's {total:,}")
     with (
         closing(run.stream),
         Checkpoints(workdir / CHECKPOINTS_FOLDER, keep=config.train.keep_checkpoints) as checkpoints,

@@ -1,6 +1,7 @@
 """Runs on labelled records: read, learnt, judged, resumed, and left behind as a model to use."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 import flaxllm
 from flaxllm.errors import InputError
 from flaxllm.models.lora import merge
+from flaxllm.nn import flatten
 from flaxllm.pretrained.peft import load_adapter
 from flaxllm.training import default_config, evaluate
 from flaxllm.training.reading import make_tokenizer, read_data
@@ -181,10 +183,15 @@ def test_the_best_of_a_run_under_pmap_is_kept_too(folder, tmp_path):
     assert result["eval/loss"] == pytest.approx(best["eval/loss"], rel=1e-5)
 
 
-def test_what_is_frozen_stays_and_no_gradient_counts_it(folder, tmp_path):
+def test_what_is_frozen_stays_and_no_gradient_counts_it(folder, tmp_path, capsys):
     config = classifying(folder, steps=2)
     config.optimizer.freeze = ("embedding/*", "layers/*", "pooler/*")
     flaxllm.train(config, tmp_path)
+    told = re.search(r"training ([\d,]+) parameters, ([\d.]+)% of the model's ([\d,]+)\n", capsys.readouterr().out)
+    sizes = {path: weight.size for path, weight in flatten(flaxllm.from_pretrained(tmp_path / "model")[1]).items()}
+    trained, total = (int(number.replace(",", "")) for number in told.group(1, 3))
+    assert total == sum(sizes.values()) and trained == sum(n for path, n in sizes.items() if path.startswith("head/"))
+    assert float(told[2]) == pytest.approx(100 * trained / total, abs=0.005)
     before, after = (
         ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / step / "state")["params"] for step in ("1", "2")
     )
@@ -192,6 +199,7 @@ def test_what_is_frozen_stays_and_no_gradient_counts_it(folder, tmp_path):
     assert np.abs(before["head"]["out"]["kernel"] - after["head"]["out"]["kernel"]).max() > 0
     config.optimizer.freeze = ()
     flaxllm.train(config, tmp_path / "free")
+    assert "training" not in capsys.readouterr().out
     frozen, free = (metrics(workdir)[0] for workdir in (tmp_path, tmp_path / "free"))
     assert frozen["loss"] == pytest.approx(free["loss"]) and frozen["gradient_norm"] < 0.99 * free["gradient_norm"]
 
