@@ -13,7 +13,7 @@ import re
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def _in_part(part: str, values: Iterable) -> list:
 def _lines(part: str) -> Iterator[_Record]:
     """Lines of programs and what they are, as many of each kind."""
     kinds: dict[str, str] = {}
-    for _, text in itertools.islice(_library(), 20):
+    for _, text in itertools.islice(_library(_folder()), 20):
         documented = _docstring_lines(text)
         for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
             kind = "docstring" if number in documented else "comment" if line.startswith("#") else "code"
@@ -104,7 +104,7 @@ def _docstring_lines(text: str) -> set[int]:
 
 def _tagged_statements(part: str) -> Iterator[_Record]:
     """Statements in words, with dotted names, strings, numbers and keywords as entities; the words of a string are apart."""
-    statements = itertools.chain.from_iterable(_statements(text) for _, text in _library())
+    statements = itertools.chain.from_iterable(_statements(text) for _, text in _library(_folder()))
     records = map(_tagged, itertools.islice(statements, 2 * sum(PARTS.values())))
     yield from _in_part(part, (record for record in records if 5 <= len(record["words"]) <= 40))
 
@@ -189,21 +189,30 @@ def _preferences(part: str) -> Iterator[_Record]:
         yield {"prompt": f"What does {one.name} do?", "chosen": one.sentence, "rejected": other.sentence}
 
 
-def _library() -> Iterator[tuple[str, str]]:
+def _folder() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _library(folder: Path) -> Iterator[tuple[str, str]]:
     """The modules' names and texts."""
     for name in _MODULES:
-        path = Path(sysconfig.get_paths()["stdlib"], f"{name}.py")
+        path = folder / f"{name}.py"
         if path.exists():
             yield name, path.read_text(encoding="utf-8")
 
 
 def _functions(part: str) -> list[_Function]:
+    return _in_part(part, _documented_in(_folder()))
+
+
+@cache
+def _documented_in(folder: Path) -> tuple[_Function, ...]:
     """The public functions and methods whose documentation begins with a sentence of its own."""
     found: dict[str, _Function] = {}
-    for module, text in _library():
+    for module, text in _library(folder):
         for function in _documented(ast.parse(text), module):
             found.setdefault(function.sentence, function)
-    return _in_part(part, found.values())
+    return tuple(found.values())
 
 
 def _documented(tree: ast.Module | ast.ClassDef, name: str) -> Iterator[_Function]:
