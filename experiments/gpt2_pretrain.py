@@ -8,6 +8,11 @@ The path is that of a file, a folder or a glob. `tiny` takes Python's documentat
 Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), 13 MB of prose (Austen, the Bible, the Brown
 corpus) with --config.train.num_steps=500, 2 million tokens: 29 min; eval loss 5.403, 2.165 bits per byte, and still falling
 (5.661 and 2.268 after 250 steps).
+
+It helps with another text: on 1.1 MB of Shakespeare, by this file with 120 steps at 1e-3, 20 of warm-up and the same tokenizer,
+--config.init_from=runs/gpt2_pretrain/model comes to 2.443 bits per byte of the part that is held out, and a start from scratch to
+2.633 (after 40 steps 2.527 and 2.871). It has not helped to tell sentiments (bert_classify, 10,000 texts of SST-2 at 3e-4):
+accuracy 0.711 after 200 steps, from scratch 0.688 after 156 and 0.729 after 312.
 """
 
 import flaxllm

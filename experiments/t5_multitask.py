@@ -3,8 +3,8 @@
     python launch.py --config=experiments/t5_multitask.py:path/to/checkpoint --workdir=runs/multitask
     python launch.py --config=experiments/t5_multitask.py:tiny --workdir=runs/multitask_tiny
 
-The checkpoint is a T5 folder or hub id; edit the tasks below to your files. `tiny` writes numbers in digits and sums up what
-functions do, in a minute.
+The checkpoint is a T5 folder or hub id; edit the tasks below to your files. `tiny` is to write numbers in digits and to sum up
+what functions do; in its minute the losses of both fall, but it gets no number right.
 
 No record yet.
 """
@@ -46,7 +46,8 @@ def get_config(checkpoint=None):
         config.train.update(num_steps=2000, eval_every=500, sample_every=500, checkpoint_every=500)
         config.eval.update(max_items=200, max_new_tokens=64)
         config.sample.prompt = "translate English to German: The house is wonderful."
-    config.optimizer.update(name="adafactor", learning_rate=1e-3, schedule="constant", warmup_steps=20, weight_decay=0.0)
+    rate = 5e-3 if checkpoint == "tiny" else 1e-3
+    config.optimizer.update(name="adafactor", learning_rate=rate, schedule="constant", warmup_steps=20, weight_decay=0.0)
     config.sample.update(num_tokens=24, temperature=0.0)
     return config
 

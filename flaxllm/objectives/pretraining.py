@@ -72,7 +72,7 @@ def pretraining(
     An example is [CLS], a text, [SEP], another, [SEP]. Both are parts of one piece of a document, cut in two at a random
     token; half of the time the second is a stretch of another document instead. `short_rate` of the pieces are shortened to a
     random length. (The released code does the same with sentences, which tokens do not show.) The terms that are minimised
-    are "loss", of the masked tokens, and "next_sentence". `whole_words` and `dynamic` are as for `masked_lm`.
+    are "masked_lm" and "next_sentence". `whole_words` and `dynamic` are as for `masked_lm`.
 
     Raises:
       InputError: a rate that is none; a model with another head, or with fewer than two token types; a tokenizer without
@@ -92,7 +92,10 @@ def pretraining(
         output = model.apply(params, batch["tokens"], batch["token_types"], segments=batch["segments"], ctx=ctx)
         logits = output.logits.astype(jnp.promote_types(output.logits.dtype, jnp.float32))
         next_sentence = class_terms(*(x[:, None] for x in (logits, batch["is_random"], batch["weights"])))
-        return masked_terms(model, params, output.hidden, batch, ctx, max_logit_bytes) | {
+        masked = masked_terms(model, params, output.hidden, batch, ctx, max_logit_bytes)
+        return {
+            "masked_lm": masked["loss"],
+            "accuracy": masked["accuracy"],
             "next_sentence": next_sentence["loss"],
             "next_sentence_accuracy": next_sentence["accuracy"],
         }
@@ -111,7 +114,7 @@ def pretraining(
     row = empty_masked_row(max_len, mask_rate)
     return Objective(
         terms=terms,
-        weights=lambda batch: {"loss": batch["masked_weights"].sum(), "next_sentence": batch["weights"].sum()},
+        weights=lambda batch: {"masked_lm": batch["masked_weights"].sum(), "next_sentence": batch["weights"].sum()},
         items=items,
         example=example,
         empty_row=row | {"token_types": row["tokens"], "is_random": np.zeros((), np.int32), "weights": np.zeros((), np.float32)},

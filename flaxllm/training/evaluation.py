@@ -1,7 +1,7 @@
 """Evaluation over a whole held-out set, each example counted exactly once."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,12 @@ Measure = Callable[[Model, dict], dict[str, float]]
 
 
 class EvalSet(NamedTuple):
-    """What a run is judged by: `batches()` of its `items`, and the judge of the whole, if there is one. `text_bytes` is the
-    length of a corpus in UTF-8."""
+    """What a run is judged by: `batches()` of its `items`, and the judge of the whole, if there is one. The loss is the sum of
+    the means of the `minimised` terms. `text_bytes` is the length of a corpus in UTF-8."""
 
     items: Sequence[Any]
     batches: Callable[[], Iterator[dict]]
+    minimised: Collection[str]
     judge: Judge | None
     text_bytes: int | None
 
@@ -42,7 +43,8 @@ def make_eval_set(
             return iter(())
         return data.eval_batches(items, objective.example, objective.empty_row, pack=objective.packs, **layout)
 
-    return EvalSet(items, batches, judge, text_bytes)
+    empty_batch = {name: value[None] for name, value in data.with_segments(objective.empty_row).items()}
+    return EvalSet(items, batches, jax.eval_shape(objective.weights, empty_batch).keys(), judge, text_bytes)
 
 
 def evaluate_run(config: ConfigDict, run: Any, state: TrainState, measure: Measure | None = None) -> dict[str, float]:
@@ -83,6 +85,8 @@ def evaluate(
     """
     terms, outputs = sum_terms(eval_step, state, eval_set.batches(), placement)
     metrics = {name: term.sum / term.weight if term.weight else 0.0 for name, term in terms.items()}
+    if metrics:
+        metrics["loss"] = sum(metrics[name] for name in eval_set.minimised)
     if "cross_entropy" in terms and eval_set.text_bytes is not None:
         metrics["perplexity"] = math.exp(min(metrics["cross_entropy"], 700.0))
         metrics["bits_per_byte"] = bits_per_byte(terms["cross_entropy"].sum, eval_set.text_bytes)

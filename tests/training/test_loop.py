@@ -85,6 +85,18 @@ def test_evaluation_counts_each_held_out_byte_but_the_first(workdir, text):
     assert last["eval/bits_per_byte"] == pytest.approx(last["eval/loss"] / np.log(2), rel=2 / len(held_out))
 
 
+def test_the_loss_of_a_batch_and_of_what_is_held_out_is_that_of_all_its_parts(text, tmp_path):
+    sizes = dict(max_len=16, num_layers=1, num_heads=1, head_dim=8, d_model=8, d_mlp=8)
+    config = default_config("bert-base", objective="pretraining", **sizes)
+    config.data.update(source=str(text), tokenizer="wordpiece", vocab_size=100, max_len=16, batch_size=8)
+    config.optimizer.warmup_steps = 1
+    config.train.update(num_steps=1, eval_every=1, checkpoint_every=1, export=False)
+    last = flaxllm.train(config, tmp_path)
+    for place in ("", "eval/"):
+        assert last[f"{place}next_sentence"] > 0.5
+        assert last[f"{place}loss"] == pytest.approx(last[f"{place}masked_lm"] + last[f"{place}next_sentence"])
+
+
 def test_train_returns_the_last_metrics_also_of_a_finished_run(workdir, config):
     again = flaxllm.train(config, workdir)
     assert {"step": 6} | again == metrics(workdir)[-1]
