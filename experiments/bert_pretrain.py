@@ -6,10 +6,16 @@
 The path is that of a file, a folder or a glob. `tiny` takes Python's documentation, and a minute.
 
 Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), 13 MB of prose (Austen, the Bible, the Brown
-corpus) with --config.train.num_steps=400, 1.6 million tokens: 12 min; the loss of masked tokens comes down to 6.40, which
-is not much more than how often each comes, and the next sentence is at chance. That is too short to be of use: fine-tuned on
-10,000 texts of SST-2 (bert_classify, 2 epochs at 3e-4) it has an accuracy of 0.745, and the same model from scratch 0.761. The
-6,000 steps below were not run yet.
+corpus), made smaller than below to fit these cores: --config.model.num_layers=2 --config.model.num_heads=2
+--config.model.d_model=128 --config.model.d_mlp=512 --config.model.dropout=0.0 --config.model.attention_dropout=0.0
+--config.data.vocab_size=2048 --config.data.max_len=64 --config.data.batch_size=64 --config.optimizer.learning_rate=1.5e-3: 27 min
+for 25 million tokens. The loss of the held-out masked tokens falls to 5.648, their accuracy is 0.142, and the next sentence is
+guessed right in 0.563 of the pairs: little more than how often each token comes was learnt.
+
+NER_TEXT
+
+As the file has it (4 layers), 400 steps come to 6.40 (12 min), and 2,000 on texts of 64 tokens to 6.21. Other rates (5e-4, 2e-3),
+no dropout, and a wider initialisation left that plateau no sooner.
 """
 
 import flaxllm

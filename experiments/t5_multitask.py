@@ -6,7 +6,9 @@
 The checkpoint is a T5 folder or hub id; edit the tasks below to your files. `tiny` is to write numbers in digits and to sum up
 what functions do; in its minute the losses of both fall, but it gets no number right.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), from the small T5 of t5_pretrain's record, with
+--config.train.num_steps=240 --config.eval.max_items=200: 3 min. The losses fall to 3.009 (translation) and 4.566 (questions), the
+former still fast; BLEU 1.3, ROUGE-L 0.136. No T5 that others have pretrained was at hand.
 """
 
 import flaxllm

@@ -5,7 +5,18 @@
 
 The path is that of a file, a folder or a glob. `tiny` takes Python's documentation, and a minute.
 
-No record yet.
+Record (2026-11-26, one core of an AMD EPYC with AVX-512, jax 0.10.2, seed 0), 13 MB of prose (Austen, the Bible, the Brown
+corpus), made smaller than below to fit these cores: --config.model.num_layers=2 --config.model.num_decoder_layers=2
+--config.model.num_heads=2 --config.model.d_model=128 --config.model.d_mlp=512 --config.model.dropout=0.0
+--config.model.attention_dropout=0.0 --config.data.vocab_size=2048 --config.data.max_len=64 --config.data.batch_size=64
+--config.optimizer.name=adamw --config.optimizer.learning_rate=2e-3 --config.optimizer.warmup_steps=100
+--config.train.num_steps=1600: 9 min; the loss of what is held out falls to 4.478 after 800 steps, and to 4.355.
+
+It helps with other tasks: t5_multitask's two, 240 steps from it, come to losses of 4.566 (questions about English sentences)
+and 3.009 (translation into German), from scratch to 5.081 and 3.127. What either writes by then is poor.
+
+As the file has it, with Adafactor, 500 steps came to 5.624 in 25 min, of which the sentinels are the easy part, and did harm: the
+same tasks after 80 steps had losses of 6.482 and 6.342 from there, and of 6.138 and 4.581 from scratch.
 """
 
 import flaxllm
