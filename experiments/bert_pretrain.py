@@ -13,9 +13,9 @@ for 25 million tokens. The loss of the held-out masked tokens falls to 5.648, th
 guessed right in 0.563 of the pairs: little more than how often each token comes was learnt.
 
 It helps to find names: one epoch of CoNLL-2003 from it (bert_ner, 439 steps at 5e-4, seeds 0 to 2) has F1 0.374, 0.366 and
-0.364, from scratch 0.341, 0.343 and 0.342. Shakespeare's masked tokens, 300 steps of this file at 1e-3, have a loss of 5.509 from it,
-and of 5.845 from scratch. It does not help to tell sentiments (bert_classify, 10,000 texts of SST-2, 624 steps at 5e-4): accuracy
-0.722, 0.725 and 0.718, from scratch 0.732, 0.716 and 0.725.
+0.364, from scratch 0.341, 0.343 and 0.342. Shakespeare's masked tokens, 300 steps of this file at 1e-3, have a loss of 5.509
+from it, and of 5.845 from scratch. It does not help to tell sentiments (bert_classify, 10,000 texts of SST-2, 624 steps at
+5e-4): accuracy 0.722, 0.725 and 0.718, from scratch 0.732, 0.716 and 0.725.
 
 As the file has it (4 layers), 400 steps come to 6.40 (12 min), and 2,000 on texts of 64 tokens to 6.21. Other rates (5e-4, 2e-3),
 no dropout, and a wider initialisation left that plateau no sooner.
