@@ -4,7 +4,7 @@ A term is a (sum, weight) pair. Sums and weights are added over micro-batches, d
 divided: a mean of means is another number wherever the weights are ragged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from flaxllm.nn import Context
 
 Batch = dict[str, Array]
 Item = Any
+Watch = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 class Term(NamedTuple):
@@ -49,8 +50,9 @@ class Objective(NamedTuple):
     `items(source)` gives what examples are made of: from a corpus's `Documents`, or, where `fields` names the fields that
     are read of a record, from a list of records. `example(item, rng)` makes the arrays of one example (numpy, on the host).
     `empty_row` has zeros of the shapes and dtypes of a row of a batch; `packs` says that several examples may share one.
-    `prepare(params, items)` gives items that know what the parameters that training starts from make of them, where an
-    objective asks for it. `judge` scores a whole set. `tells_all` says that each token of a text but its first is predicted
+    `prepare(params, items, watch)` gives items that know what the parameters that training starts from make of them, where an
+    objective asks for it; that takes long, and what it goes through goes through `watch(batches, count)` for a person to see.
+    `judge` scores a whole set. `tells_all` says that each token of a text but its first is predicted
     once, so that the loss is the text's code length.
     """
 
@@ -61,7 +63,7 @@ class Objective(NamedTuple):
     empty_row: Mapping[str, np.ndarray]
     packs: bool = True
     fields: tuple[str, ...] = ()
-    prepare: Callable[[Any, Sequence[Item]], Sequence[Item]] | None = None
+    prepare: Callable[[Any, Sequence[Item], Watch], Sequence[Item]] | None = None
     judge: Judge | None = None
     tells_all: bool = False
 

@@ -1,5 +1,6 @@
 """Direct preference optimization: a model learns which of two answers is better (Rafailov et al. 2023)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from flaxllm.nn import Context
 from flaxllm.objectives.answers import Answered, read_answer
 from flaxllm.objectives.causal_lm import empty_tokens, loss_weight
 from flaxllm.objectives.labelled import check_head
-from flaxllm.objectives.objective import Batch, Objective, Term
+from flaxllm.objectives.objective import Batch, Objective, Term, Watch
 
 SIDES = ("chosen", "rejected")
 
@@ -73,7 +74,7 @@ def dpo(model: Model, tokenizer: Tokenizer | None, max_len: int, *, beta: float 
         empty_row=_empty_row(max_len),
         packs=False,
         fields=("prompt", *SIDES),
-        prepare=lambda params, pairs: add_references(model, params, pairs, max_len),
+        prepare=lambda params, pairs, watch: add_references(model, params, pairs, max_len, watch=watch),
     )
 
 
@@ -95,6 +96,7 @@ def add_references(
     pairs: Sequence[Pair],
     max_len: int,
     batch_size: int = 8,
+    watch: Watch = lambda batches, count: batches,
     ctx: Context = Context(),  # noqa: B008 (frozen)
 ) -> list[Pair]:
     """The pairs with the log-probabilities that these parameters give their answers: those that training starts from."""
@@ -108,7 +110,8 @@ def add_references(
         rows=(0, batch_size),
         pack=False,
     )
-    found = np.concatenate([np.stack(log_probabilities(params, batch), axis=1) for batch in batches])
+    watched = watch(batches, math.ceil(len(pairs) / batch_size))
+    found = np.concatenate([np.stack(log_probabilities(params, batch), axis=1) for batch in watched])
     return [pair._replace(references=(float(chosen), float(rejected))) for pair, (chosen, rejected) in zip(pairs, found)]
 
 

@@ -7,8 +7,8 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -178,6 +178,24 @@ class Progress:
 
     def _room_for_bar(self, fields: dict[str, str]) -> int:
         return self._console.width - sum(len(_GAP + text) for text in fields.values())
+
+
+def watched(
+    items: Iterable[Any],
+    total: int,
+    what: str,
+    report: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Any]:
+    """The items; every half minute that they take, how many of the `total` are done and how long the others will take."""
+    began = last_time = clock()
+    for done, item in enumerate(items):
+        now = clock()
+        if now - last_time >= _PLAIN_LINE_EVERY:
+            last_time = now
+            left = (now - began) / done * (total - done)
+            report(f"{what}: {done:,} of {total:,}, {format_time(left)} left")
+        yield item
 
 
 def format_loss(loss: float) -> str:

@@ -18,6 +18,7 @@ from flaxllm.parallel import Placement, make_mesh, mesh_placement, pmap_placemen
 from flaxllm.training.config import make_model
 from flaxllm.training.evaluation import EvalSet, make_eval_set
 from flaxllm.training.optimizer import Schedule, make_optimizer, make_schedule
+from flaxllm.training.progress import watched
 from flaxllm.training.reading import Part, Reading, Source, make_items, make_tokenizer, read_data, report_left_out
 from flaxllm.training.starting import params_at
 from flaxllm.training.state import TrainState, keys, make_state
@@ -91,9 +92,11 @@ def make_run(config: ConfigDict, report: Callable[[str], None] = lambda line: No
         if config.init_from:
             start = params_at(config.init_from, recipe.model, reading.tokenizer, placement, report)
 
+    watch = partial(watched, what="batches seen by the model that training starts from", report=report)
+
     def items_of(part: Part, source: Source) -> Sequence[Any]:
         items = make_items(objective, source, part.settings.malformed, report)
-        return objective.prepare(start, items) if objective.prepare else items
+        return objective.prepare(start, items, watch) if objective.prepare else items
 
     def eval_set(part: Part) -> EvalSet:
         metric = part.settings.get("metric")

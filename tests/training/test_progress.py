@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from flaxllm.training.progress import Progress, format_loss, format_time, peak_flops
+from flaxllm.training.progress import Progress, format_loss, format_time, peak_flops, watched
 
 
 class Clock:
@@ -195,6 +195,12 @@ def test_notes_are_kept_as_they_are_but_cannot_steer_the_terminal(make_console):
     assert "saved [bold]checkpoint[/bold] at step 2" in lines
     assert "a\ufffd[31mb\ufffdc\ufffdd" in lines
     assert "  e\ufffd" in lines
+
+
+def test_what_takes_long_says_every_half_minute_what_is_left():
+    times, lines = iter([0.0, *(12.0 * number for number in range(10))]), []
+    assert list(watched("abcdefghij", 10, "letters", lines.append, clock=lambda: next(times))) == list("abcdefghij")
+    assert lines == ["letters: 3 of 10, 0:01:24 left", "letters: 6 of 10, 0:00:48 left", "letters: 9 of 10, 0:00:12 left"]
 
 
 def test_quiet_console_shows_nothing_and_lets_others_print(capsys):
