@@ -17,8 +17,8 @@ It helps to find names: one epoch of CoNLL-2003 from it (bert_ner, 439 steps at 
 from it, and of 5.845 from scratch. It does not help to tell sentiments (bert_classify, 10,000 texts of SST-2, 624 steps at
 5e-4): accuracy 0.722, 0.725 and 0.718, from scratch 0.732, 0.716 and 0.725.
 
-As the file has it (4 layers), 400 steps come to 6.40 (12 min), and 2,000 on texts of 64 tokens to 6.21. Other rates (5e-4, 2e-3),
-no dropout, and a wider initialisation left that plateau no sooner.
+As the file has it (4 layers), 400 steps come to 6.40 (12 min), and 2,000 on texts of 64 tokens to 6.21. Other
+rates (5e-4, 2e-3), no dropout, and a wider initialisation were no better in their first 300 to 500 steps.
 """
 
 import flaxllm

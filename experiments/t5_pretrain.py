@@ -15,7 +15,7 @@ corpus), made smaller than below to fit these cores: --config.model.num_layers=2
 It helps with other tasks: t5_multitask's two, 240 steps from it, come to losses of 4.566 (questions about English sentences)
 and 3.009 (translation into German), from scratch to 5.081 and 3.127. What either writes by then is poor.
 
-As the file has it, with Adafactor, 500 steps came to 5.624 in 25 min, of which the sentinels are the easy part, and did harm: the
+As the file has it, with Adafactor, 500 steps came to 5.624 in 22 min, of which the sentinels are the easy part, and did harm: the
 same tasks after 80 steps had losses of 6.482 and 6.342 from there, and of 6.138 and 4.581 from scratch.
 """
 

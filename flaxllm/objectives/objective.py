@@ -52,8 +52,8 @@ class Objective(NamedTuple):
     `empty_row` has zeros of the shapes and dtypes of a row of a batch; `packs` says that several examples may share one.
     `prepare(params, items, watch)` gives items that know what the parameters that training starts from make of them, where an
     objective asks for it; that takes long, and what it goes through goes through `watch(batches, count)` for a person to see.
-    `judge` scores a whole set. `tells_all` says that each token of a text but its first is predicted
-    once, so that the loss is the text's code length.
+    `judge` scores a whole set. `tells_all` says that each token of a text but its first is predicted once, so that the loss is
+    the text's code length.
     """
 
     terms: Callable[[Any, Batch, Context], dict[str, Term]]

@@ -191,7 +191,7 @@ def watched(
     began = last_time = clock()
     for done, item in enumerate(items):
         now = clock()
-        if now - last_time >= _PLAIN_LINE_EVERY:
+        if done and now - last_time >= _PLAIN_LINE_EVERY:
             last_time = now
             left = (now - began) / done * (total - done)
             report(f"{what}: {done:,} of {total:,}, {format_time(left)} left")

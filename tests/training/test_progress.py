@@ -200,6 +200,9 @@ def test_notes_are_kept_as_they_are_but_cannot_steer_the_terminal(make_console):
 def test_what_takes_long_says_every_half_minute_what_is_left():
     times, lines = iter([0.0, *(12.0 * number for number in range(10))]), []
     assert list(watched("abcdefghij", 10, "letters", lines.append, clock=lambda: next(times))) == list("abcdefghij")
+    times = iter([0.0, 60.0, 61.0])  # nothing is known when the first one is late
+    assert list(watched("ab", 2, "letters", lines.append, clock=lambda: next(times))) == list("ab")
+    assert lines.pop() == "letters: 1 of 2, 0:01:01 left"
     assert lines == ["letters: 3 of 10, 0:01:24 left", "letters: 6 of 10, 0:00:48 left", "letters: 9 of 10, 0:00:12 left"]
 
 

@@ -16,7 +16,7 @@ from flaxllm.errors import InputError
 from flaxllm.models.lora import merge
 from flaxllm.nn import flatten
 from flaxllm.pretrained.peft import load_adapter
-from flaxllm.training import default_config, evaluate
+from flaxllm.training import default_config, evaluate, progress
 from flaxllm.training.reading import make_tokenizer, read_data
 
 SIZES = dict(num_layers=1, num_heads=2, head_dim=8, d_model=16, d_mlp=32)
@@ -312,12 +312,14 @@ def test_a_mixture_is_trained_by_its_rates_and_judged_part_by_part(folder, tmp_p
 
 
 @pytest.mark.slow
-def test_preferences_are_learnt_against_the_start(folder, tmp_path):
+def test_preferences_are_learnt_against_the_start(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PLAIN_LINE_EVERY", 0.0)
     config = default_config("smollm2-135m", objective="dpo", max_len=32, num_kv_heads=1, **SIZES)
     config.data.update(tokenizer="bytes")
     config = sized(config, folder, 10, prompt="label", chosen="upper", rejected="said")
     config.data.update(max_len=32)
     flaxllm.train(config, tmp_path)
+    assert "batches seen by the model that training starts from: 1 of " in capsys.readouterr().out
     lines = metrics(tmp_path)
     assert lines[0]["loss"] == pytest.approx(np.log(2), rel=1e-5) and lines[0]["margin"] == pytest.approx(0.0, abs=1e-5)
     assert lines[-1]["eval/loss"] < 0.5 and lines[-1]["eval/margin"] > 0.1
